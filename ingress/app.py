@@ -1,0 +1,89 @@
+"""The ingress, put together.
+
+Responsible for: the one place where its parts meet. Every default can be replaced by keyword. Building touches
+neither network nor disk.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from ingress.http import build_app
+from ingress.intake import Intake
+from ingress.metrics import IngressMetrics
+from ingress.settings import IngressSettings
+from shared import lifecycle
+from shared.clock import Clock, system_clock
+from shared.messaging.factory import build_broker
+from shared.messaging.port import Publisher
+from shared.metrics import MessagingMetrics
+from shared.operations import serving
+from shared.settings import load
+
+log = structlog.get_logger()
+
+
+class Ingress:
+    """Serves callbacks until told to stop.
+
+    Raises:
+        StartError: no vendor has a secret.
+    """
+
+    def __init__(
+        self,
+        settings: IngressSettings,
+        publisher: Publisher,
+        registry: CollectorRegistry,
+        *,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._settings = settings
+        self._metrics = IngressMetrics(registry)
+        self._credentials = settings.credentials()
+        intake = Intake(
+            publisher,
+            credentials=self._credentials,
+            retention=settings.retention(),
+            tolerance_s=settings.signature_tolerance_s,
+            clock=clock,
+        )
+        self._app = build_app(intake, metrics=self._metrics, body_timeout_s=settings.ingress_body_timeout_s)
+        self.port: int | None = None
+        """Where it listens, once it does."""
+        self.listening = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Listen until told to stop; answers in progress are finished."""
+        for vendor, credentials in self._credentials.items():
+            if credentials.allow_unauthenticated and not (credentials.tokens or credentials.hmac_keys):
+                self._metrics.unauthenticated.labels(str(vendor)).set(1)
+                log.warning("vendor.unauthenticated", vendor=str(vendor), detail="anybody's callback is believed")
+        settings = self._settings
+        async with serving(
+            self._app, settings.ingress_host, settings.ingress_port, shutdown_timeout_s=settings.grace_time_s
+        ) as self.port:
+            log.info(
+                "ingress.listening",
+                host=settings.ingress_host,
+                port=self.port,
+                vendors=[str(vendor) for vendor in self._credentials],
+            )
+            self.listening.set()
+            await stop.wait()
+            self.listening.clear()
+
+    def checks(self) -> Mapping[str, bool]:
+        """Ready while it listens."""
+        return {"ingress": self.listening.is_set()}
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Run the ingress as a process of its own, settings from the environment."""
+    settings = load(IngressSettings)
+    registry = CollectorRegistry()
+    broker = build_broker(settings, name="ingress", metrics=MessagingMetrics(registry, "ingress"))
+    service = Ingress(settings, broker, registry)
+    await lifecycle.serve("ingress", settings, broker, [service], registry, stop)

@@ -1,0 +1,96 @@
+"""Who sent a callback: the judgement on tokens and signatures.
+
+Responsible for: comparing, in constant time, what a request presents with what is configured; every configured proof
+must hold. Pure. It must not read requests, clocks or settings.
+
+Source: kie's webhook page (HMAC-SHA256 over `taskId + "." + timestamp`, base64). The body is not signed.
+"""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Doubt(StrEnum):
+    """Why a callback is not believed. Also a metric label."""
+
+    TOKEN_MISSING = "token_missing"  # noqa: S105 - a name, not a secret
+    TOKEN_WRONG = "token_wrong"  # noqa: S105
+    SIGNATURE_MISSING = "signature_missing"
+    SIGNATURE_WRONG = "signature_wrong"
+    TIMESTAMP_OUTSIDE = "timestamp_outside"
+    TASK_MISSING = "task_missing"
+    VENDOR_NOT_SERVED = "vendor_not_served"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """The secrets of one vendor. Several tokens or keys are valid at once while rotating."""
+
+    tokens: tuple[bytes, ...] = ()
+    hmac_keys: tuple[bytes, ...] = ()
+    allow_unauthenticated: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether any callback could be believed."""
+        return bool(self.tokens or self.hmac_keys or self.allow_unauthenticated)
+
+
+def doubt_token(credentials: Credentials, presented: str | None) -> Doubt | None:
+    """Return why the token is not believed; None where it is, or where none is configured."""
+    if not credentials.tokens:
+        return None
+    if not presented:
+        return Doubt.TOKEN_MISSING
+    return None if _is_one_of(presented.encode(errors="replace"), credentials.tokens) else Doubt.TOKEN_WRONG
+
+
+def doubt_signature(
+    credentials: Credentials,
+    *,
+    task_id: str | None,
+    timestamp: str | None,
+    signature: str | None,
+    now: datetime,
+    tolerance_s: float,
+) -> Doubt | None:
+    """Return why the signature is not believed; None where it is, or where no key is configured.
+
+    Args:
+        task_id: as the body names it.
+        timestamp: of the header, Unix seconds as text.
+        signature: of the header, base64.
+        tolerance_s: how far the timestamp may be from now, either way.
+    """
+    if not credentials.hmac_keys:
+        return None
+    if not timestamp or not signature:
+        return Doubt.SIGNATURE_MISSING
+    if task_id is None:
+        return Doubt.TASK_MISSING
+    if not timestamp.isascii() or not timestamp.isdigit() or len(timestamp) > 12:
+        return Doubt.TIMESTAMP_OUTSIDE
+    expected = tuple(sign(key, task_id, timestamp).encode() for key in credentials.hmac_keys)
+    if not _is_one_of(signature.encode(errors="replace"), expected):
+        return Doubt.SIGNATURE_WRONG
+    if abs(now.timestamp() - int(timestamp)) > tolerance_s:
+        return Doubt.TIMESTAMP_OUTSIDE
+    return None
+
+
+def sign(key: bytes, task_id: str, timestamp: str) -> str:
+    """Return the signature kie sends for a task at a time."""
+    return base64.b64encode(hmac.digest(key, f"{task_id}.{timestamp}".encode(), hashlib.sha256)).decode()
+
+
+def _is_one_of(presented: bytes, valid: Sequence[bytes]) -> bool:
+    """Compare with every one, each in constant time, so that the time tells nothing about which one matched."""
+    found = False
+    for one in valid:
+        found |= hmac.compare_digest(presented, one)
+    return found

@@ -1,0 +1,148 @@
+"""Taking a callback: believe it, read it, make it durable.
+
+Responsible for: the one way from an authenticated body to a confirmed report. It does not know HTTP (`ingress.http`)
+nor which broker confirms. What it returns was durable before.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ingress import callback
+from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token
+from shared import events
+from shared.clock import Clock
+from shared.events import Data, ReportFailed, ReportSucceeded, ReportUnrecognised, Trust
+from shared.messaging.port import Publisher
+from shared.vendors import Vendor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proofs:
+    """What a request presents to be believed."""
+
+    token: str | None = None
+    timestamp: str | None = None
+    signature: str | None = None
+
+
+class NotAuthenticError(Exception):
+    """A configured proof does not hold."""
+
+    def __init__(self, doubt: Doubt) -> None:
+        super().__init__(doubt)
+        self.doubt = doubt
+
+
+class Intake:
+    """Turns callbacks into reports.
+
+    Args:
+        publisher: confirms before it returns.
+        credentials: of each vendor that is served.
+        retention: how long each vendor keeps a file.
+        tolerance_s: of a signature's timestamp.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        credentials: Mapping[Vendor, Credentials],
+        retention: Mapping[Vendor, timedelta],
+        tolerance_s: float,
+        clock: Clock,
+    ) -> None:
+        self._publisher = publisher
+        self._credentials = credentials
+        self._retention = retention
+        self._tolerance_s = tolerance_s
+        self._clock = clock
+
+    def check_token(self, vendor: Vendor, proofs: Proofs) -> None:
+        """Judge what needs no body, so that a stranger's body is never read.
+
+        Raises:
+            NotAuthenticError: the vendor is not served, or its token does not hold.
+        """
+        credentials = self._credentials.get(vendor)
+        doubt = Doubt.VENDOR_NOT_SERVED if credentials is None else doubt_token(credentials, proofs.token)
+        if doubt is not None:
+            raise NotAuthenticError(doubt)
+
+    async def take(self, vendor: Vendor, body: bytes, proofs: Proofs, traceparent: str | None) -> events.Event:
+        """Make a report of a callback durable; return it.
+
+        Raises:
+            MalformedCallbackError: the body cannot be a callback.
+            NotAuthenticError: its signature does not hold.
+            BrokerError: it may not be durable.
+        """
+        received_at = self._clock()
+        reading = callback.read(callback.parse(body), received_at=received_at)
+        credentials = self._credentials[vendor]
+        doubt = doubt_signature(
+            credentials,
+            task_id=reading.task_id,
+            timestamp=proofs.timestamp,
+            signature=proofs.signature,
+            now=received_at,
+            tolerance_s=self._tolerance_s,
+        )
+        if doubt is not None:
+            raise NotAuthenticError(doubt)
+        report = self._report(vendor, reading, body, received_at, _trust(credentials))
+        event = events.make(report, time=received_at, traceparent=traceparent)
+        await self._publisher.publish(report.EXCHANGE, event.routing_key, events.encode(event), event_id=event.id)
+        return event
+
+    def _report(
+        self,
+        vendor: Vendor,
+        reading: callback.Reading,
+        body: bytes,
+        received_at: datetime,
+        trust: tuple[Trust, ...],
+    ) -> Data:
+        if isinstance(reading, callback.Unrecognised):
+            return ReportUnrecognised(
+                vendor=vendor,
+                task_id=reading.task_id,
+                explanation=reading.explanation,
+                body=body.decode(),
+                body_sha256=hashlib.sha256(body).hexdigest(),
+                received_at=received_at,
+                trust=trust,
+            )
+        deadline = (reading.completed_at or received_at) + self._retention[vendor]
+        if isinstance(reading, callback.Failed):
+            return ReportFailed(
+                vendor=vendor,
+                task_id=reading.task_id,
+                code=reading.code,
+                message=reading.message,
+                received_at=received_at,
+                deadline=deadline,
+                trust=trust,
+            )
+        return ReportSucceeded(
+            vendor=vendor,
+            task_id=reading.task_id,
+            url=reading.url,
+            code=reading.code,
+            message=reading.message,
+            received_at=received_at,
+            deadline=deadline,
+            trust=trust,
+        )
+
+
+def _trust(credentials: Credentials) -> tuple[Trust, ...]:
+    """Name the proofs that held: all that are configured."""
+    found: list[Trust] = []
+    if credentials.tokens:
+        found.append("token")
+    if credentials.hmac_keys:
+        found.append("signature")
+    return tuple(found) or ("none",)

@@ -1,0 +1,88 @@
+"""The ingress's settings.
+
+Responsible for: where it listens and which proofs it asks of each vendor. It must not check any proof.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from types import MappingProxyType
+
+from pydantic import Field, SecretStr
+
+from ingress.authenticity import Credentials
+from shared.errors import StartError
+from shared.settings import PREFIX, Port, Secrets, ServiceSettings
+from shared.vendors import RETENTION_DAYS, Vendor
+
+
+class IngressSettings(ServiceSettings):
+    """What the ingress needs to know."""
+
+    ops_port: Port = Field(default=9101, description="Port of the operations server; 0 takes a free one.")
+    ingress_host: str = Field(default="127.0.0.1", description="Address the callbacks come in on.")
+    ingress_port: Port = Field(default=8080, description="Port the callbacks come in on; 0 takes a free one.")
+    ingress_body_timeout_s: float = Field(
+        default=8.0,
+        gt=0,
+        lt=15,
+        description="Seconds a callback's body may take to arrive; the vendor gives up after 15.",
+    )
+    signature_tolerance_s: float = Field(
+        default=1_800.0,
+        gt=0,
+        description="Seconds a signature's timestamp may be off; the vendor's last retry is late.",
+    )
+    apibox_callback_tokens: Secrets = Field(default=(), description="Tokens valid in `?token=`, comma-separated.")
+    apibox_hmac_keys: Secrets = Field(default=(), description="Keys callbacks are signed with, comma-separated.")
+    apibox_allow_unauthenticated: bool = Field(default=False, description="Believe callbacks without any proof.")
+    apibox_retention_days: int = Field(
+        default=RETENTION_DAYS[Vendor.APIBOX], ge=1, description="Days the vendor keeps a file."
+    )
+    kie_callback_tokens: Secrets = Field(default=(), description="Tokens valid in `?token=`, comma-separated.")
+    kie_hmac_keys: Secrets = Field(default=(), description="Keys callbacks are signed with, comma-separated.")
+    kie_allow_unauthenticated: bool = Field(default=False, description="Believe callbacks without any proof.")
+    kie_retention_days: int = Field(
+        default=RETENTION_DAYS[Vendor.KIE], ge=1, description="Days the vendor keeps a file."
+    )
+    sunoapi_callback_tokens: Secrets = Field(default=(), description="Tokens valid in `?token=`, comma-separated.")
+    sunoapi_hmac_keys: Secrets = Field(default=(), description="Keys callbacks are signed with, comma-separated.")
+    sunoapi_allow_unauthenticated: bool = Field(default=False, description="Believe callbacks without any proof.")
+    sunoapi_retention_days: int = Field(
+        default=RETENTION_DAYS[Vendor.SUNOAPI], ge=1, description="Days the vendor keeps a file."
+    )
+
+    def credentials(self) -> Mapping[Vendor, Credentials]:
+        """Return the proofs to ask, for each vendor that is served.
+
+        A vendor without any secret is not served: its callbacks are answered 401.
+
+        Raises:
+            StartError: no vendor has one.
+        """
+        served = {vendor: found for vendor in Vendor if (found := self._of(vendor)).usable}
+        if not served:
+            names = "\n".join(f"  {PREFIX}{vendor.upper()}_CALLBACK_TOKENS" for vendor in Vendor)
+            raise StartError(
+                "No vendor has a secret, so nobody's callback could be believed. Set at least one of\n"
+                f"{names}\n"
+                "to a long random text and hand the vendor the URL /callbacks/VENDOR?token=THAT_TEXT; or set"
+                f" {PREFIX}KIE_HMAC_KEYS where kie signs. {PREFIX}VENDOR_ALLOW_UNAUTHENTICATED=true believes anybody."
+            )
+        return MappingProxyType(served)
+
+    def retention(self) -> Mapping[Vendor, timedelta]:
+        """Return how long each vendor keeps a file."""
+        return MappingProxyType(
+            {vendor: timedelta(days=getattr(self, f"{vendor}_retention_days")) for vendor in Vendor}
+        )
+
+    def _of(self, vendor: Vendor) -> Credentials:
+        def secrets(name: str) -> tuple[bytes, ...]:
+            found: tuple[SecretStr, ...] = getattr(self, f"{vendor}_{name}")
+            return tuple(secret.get_secret_value().encode() for secret in found)
+
+        return Credentials(
+            tokens=secrets("callback_tokens"),
+            hmac_keys=secrets("hmac_keys"),
+            allow_unauthenticated=getattr(self, f"{vendor}_allow_unauthenticated"),
+        )

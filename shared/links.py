@@ -1,0 +1,44 @@
+"""Which link is which: comparing and showing the URLs of files.
+
+Responsible for: reducing a link to what identifies the file (signature and expiry parameters removed), and to what may
+be shown in public (no query at all). It must not judge whether a link may be fetched: that is the downloader's fence.
+"""
+
+from urllib.parse import urlsplit, urlunsplit
+
+_SIGNATURE_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "x-cos-", "x-obs-", "q-")
+_SIGNATURE_NAMES = frozenset(
+    {
+        "awsaccesskeyid", "googleaccessid", "ossaccesskeyid", "accesskeyid",
+        "signature", "expires", "expiry", "policy", "key-pair-id", "security-token",
+        "sig", "se", "sp", "sv", "sr", "st", "spr", "skoid", "sktid", "skt", "ske", "sks", "skv",
+        "auth_key", "sign", "token", "hdnea", "hdnts", "verify",
+    }
+)  # fmt: skip
+
+
+def identity(url: str) -> str:
+    """Return the URL without the signature and expiry parameters of the known stores; other parameters stay in order.
+
+    Two links of one identity lead to the same file (closed list: S3, Google, Azure, Alibaba, Tencent and Huawei
+    stores, CloudFront and Akamai tokens). Never raises: what cannot be split is returned as it is.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    kept = [pair for pair in parts.query.split("&") if pair and not _signs(pair.partition("=")[0].lower())]
+    return urlunsplit((parts.scheme.lower(), parts.netloc.lower(), parts.path, "&".join(kept), ""))
+
+
+def public(url: str) -> str:
+    """Return the URL with neither credentials, query nor fragment: fit for logs and public events. Never raises."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(unreadable link)"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _signs(name: str) -> bool:
+    return name in _SIGNATURE_NAMES or name.startswith(_SIGNATURE_PREFIXES)

@@ -1,0 +1,86 @@
+"""Logs: structlog, one chain for our records and those of libraries.
+
+Responsible for: JSON or columns on standard error, the service's name and the trace on every line, and the last net
+that keeps query strings out. It must not decide what is logged.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import msgspec
+import structlog
+
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"<>]+@", re.IGNORECASE)
+
+
+def configure(service: str, *, log_format: str = "auto", level: str = "info") -> None:
+    """Send every record of the process to standard error.
+
+    Args:
+        service: stands on every line.
+        log_format: `json`, `console`, or `auto` for columns on a terminal and JSON elsewhere.
+        level: the least level that is shown.
+    """
+    columns = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _named(service),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.ExceptionRenderer() if not columns else _unchanged,
+        without_queries,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if columns else structlog.processors.JSONRenderer(serializer=_json)
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("aio_pika", "aiormq", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def without_queries(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Cut the query and the credentials off every URL in a record's text: the last net, not the first."""
+    for key, value in record.items():
+        if isinstance(value, str) and "://" in value:
+            record[key] = _PASSWORD.sub(r"\1…@", _QUERY.sub(r"\1?…", value))
+    return record
+
+
+def _named(service: str) -> structlog.typing.Processor:
+    def add(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        record.setdefault("service", service)
+        return record
+
+    return add
+
+
+def _unchanged(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return record
+
+
+def _json(record: Any, **_: Any) -> str:
+    return msgspec.json.encode(record, enc_hook=str).decode()

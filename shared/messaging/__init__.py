@@ -1,0 +1,1 @@
+"""The messaging port and its two implementations, `rabbitmq` and `embedded`."""

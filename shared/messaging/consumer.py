@@ -1,0 +1,173 @@
+"""The one consumer loop's heart: hand a message to its handler, then settle it.
+
+Responsible for: deciding from the error's class what becomes of a message (ack, retry, park), settling last, bounding
+what is in hand, and the orderly end. It must not know which broker it serves, nor what a handler does.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+import structlog
+
+from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
+from shared.messaging.port import Delivery, Subscription
+from shared.metrics import MessagingMetrics
+from shared.retry import LADDER, Step
+
+log = structlog.get_logger()
+
+_SETTLE_AGAIN_AFTER_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Consumer:
+    """Runs the deliveries of one subscription.
+
+    Args:
+        subscription: the handler and what it wants.
+        metrics: of the service that subscribes.
+        grace_time_s: how long messages in hand may still take once the end was asked for.
+        ladder: its first step is where a message is handed back to.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        *,
+        metrics: MessagingMetrics,
+        grace_time_s: float,
+        ladder: tuple[Step, ...] = LADDER,
+    ) -> None:
+        self._subscription = subscription
+        self._metrics = metrics
+        self._grace_time_s = grace_time_s
+        self._ladder = ladder
+        self._in_hand: dict[asyncio.Task[None], Delivery] = {}
+        self.slot_freed = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        """How many more messages may be taken in hand."""
+        return self._subscription.concurrency - len(self._in_hand)
+
+    def accept(self, delivery: Delivery) -> None:
+        """Take a message in hand; returns at once."""
+        task = asyncio.create_task(self._process(delivery), name=f"settle {delivery.message.event_id}")
+        self._in_hand[task] = delivery
+        task.add_done_callback(self._forget)
+
+    async def finish(self) -> None:
+        """Let what is in hand finish within the grace time; hand back the rest, uncounted, to the first delay step."""
+        if self._in_hand:
+            await asyncio.wait(self._in_hand, timeout=self._grace_time_s)
+        for task, delivery in await self._cancel():
+            if task.cancelled():
+                await self._hand_back(delivery)
+
+    async def abandon(self) -> None:
+        """Drop what is in hand unsettled: the broker hands it out again. For the way out after a failure."""
+        await self._cancel()
+
+    async def _cancel(self) -> list[tuple[asyncio.Task[None], Delivery]]:
+        left = list(self._in_hand.items())
+        for task, _ in left:
+            task.cancel()
+        if left:
+            await asyncio.wait([task for task, _ in left])
+        return left
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        message = delivery.message
+        try:
+            await delivery.retry(self._ladder[0], None)
+        except BrokerError as error:
+            log.warning("message.hand_back_failed", queue=message.queue, event_id=message.event_id, reason=error.reason)
+        else:
+            self._metrics.handled(message.queue, "handed_back", None, 0.0)
+            log.info("message.handed_back", queue=message.queue, event_id=message.event_id)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._in_hand.pop(task, None)
+        self.slot_freed.set()
+
+    async def _process(self, delivery: Delivery) -> None:
+        message = delivery.message
+        started = monotonic()
+        outcome, reason, settle = await self._judge(delivery)
+        try:
+            await self._settle(settle)
+        except DeliveryLostError as error:
+            outcome, reason = "lost", error.reason
+        duration_s = monotonic() - started
+        self._metrics.handled(message.queue, outcome, reason, duration_s)
+        log.info(
+            "message.settled",
+            queue=message.queue,
+            event_id=message.event_id,
+            outcome=outcome,
+            reason=reason,
+            attempts=message.attempts,
+            duration_s=round(duration_s, 4),
+        )
+
+    async def _judge(self, delivery: Delivery) -> tuple[str, Reason | None, Callable[[], Awaitable[None]]]:
+        """Run the handler; return the outcome, its reason, and how to settle."""
+        message = delivery.message
+        try:
+            await self._subscription.handler(message)
+        except PermanentError as error:
+            return await self._give_up(delivery, error.reason, error.detail)
+        except RetryableError as error:
+            reason, detail = error.reason, error.detail
+        except Exception as error:
+            log.exception("handler.failed", queue=message.queue, event_id=message.event_id)
+            reason, detail = Reason.UNEXPECTED, f"a fault of ours: {type(error).__name__}"
+        else:
+            return "acked", None, delivery.ack
+        step = self._subscription.next_step(message)
+        if step is None:
+            return await self._give_up(delivery, reason, detail)
+        log.warning(
+            "message.retry_scheduled",
+            queue=message.queue,
+            event_id=message.event_id,
+            reason=reason,
+            detail=detail,
+            attempts=message.attempts + 1,
+            step=step.name,
+        )
+        return "retried", reason, lambda: delivery.retry(step, reason)
+
+    async def _give_up(
+        self, delivery: Delivery, reason: Reason, detail: str
+    ) -> tuple[str, Reason, Callable[[], Awaitable[None]]]:
+        """Say so to whoever must know, then park; where that cannot be said now, the message goes round again."""
+        message = delivery.message
+        try:
+            if self._subscription.on_give_up:
+                await self._subscription.on_give_up(message, reason, detail)
+        except Exception:
+            log.exception("message.give_up_failed", queue=message.queue, event_id=message.event_id, reason=reason)
+            step = self._ladder[min(message.attempts, len(self._ladder) - 1)]
+            return "retried", reason, lambda: delivery.retry(step, reason)
+        log.error("message.parked", queue=message.queue, event_id=message.event_id, reason=reason, detail=detail)
+        return "parked", reason, lambda: delivery.park(reason)
+
+    async def _settle(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Settle, however long the broker refuses: until then the message stays unacknowledged, and ours."""
+        failures = 0
+        while True:
+            try:
+                await settle()
+            except DeliveryLostError:
+                raise
+            except BrokerError as error:
+                delay_s = _SETTLE_AGAIN_AFTER_S[min(failures, len(_SETTLE_AGAIN_AFTER_S) - 1)]
+                failures += 1
+                self._metrics.settle_failed(self._subscription.queue)
+                log.warning(
+                    "message.settle_failed", queue=self._subscription.queue, reason=error.reason, again_after_s=delay_s
+                )
+                await asyncio.sleep(delay_s)
+            else:
+                return

@@ -1,0 +1,278 @@
+"""The messaging port on one SQLite file: the broker of a single machine.
+
+Responsible for: the port's promises without a server. A publish returns after its transaction was committed and
+synced; what was in hand when the process died is handed out again at the next start. One service process owns the
+file (an exclusive lock beside it); the command line may work beside it. It must not decide what becomes of a message:
+that is `shared.messaging.consumer`. Why a lease lasts as long as its process: `docs/adr/0005-leases.md`.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from shared.clock import Clock, system_clock
+from shared.errors import BrokerError, Reason, StartError
+from shared.messaging import table
+from shared.messaging.consumer import Consumer
+from shared.messaging.journal import Journal, connect
+from shared.messaging.port import Kept, Message, StopSignal, Subscription
+from shared.messaging.topology import Topology, parked_queue, service_of
+from shared.metrics import MessagingMetrics
+from shared.retry import LADDER, Step, jittered
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_PAGE = 200
+_LONGEST_NAP_S = 1.0
+
+
+class EmbeddedBroker:
+    """A broker in a file.
+
+    Args:
+        path: the SQLite file; its folder is created.
+        topology: what is declared in it at start.
+        metrics: of the process.
+        owner: hold the exclusive lock and release what a crash left in hand. False for the command line beside it.
+        grace_time_s: how long messages in hand may take once the end was asked for.
+        ladder: its first step is where a message is handed back to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        topology: Topology,
+        *,
+        metrics: MessagingMetrics,
+        owner: bool = True,
+        grace_time_s: float = 25.0,
+        ladder: tuple[Step, ...] = LADDER,
+        clock: Clock = system_clock,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._path = path
+        self._topology = topology
+        self._metrics = metrics
+        self._owner = owner
+        self._grace_time_s = grace_time_s
+        self._ladder = ladder
+        self._clock = clock
+        self._rng = rng
+        self._lock_fd: int | None = None
+        self._journal: Journal | None = None
+        self._wake: dict[str, asyncio.Event] = {}
+        self._consuming: set[str] = set()
+
+    async def start(self) -> None:
+        """Open the file, take the lock, declare the queues, release what a crash left in hand.
+
+        Raises:
+            StartError: another service process holds the lock, or the file cannot be opened or written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._owner:
+                self._lock()
+            self._journal = Journal(self._path, on_foreign_write=self._wake_all)
+            await self._journal.start(table.SCHEMA)
+            await self._journal.run(lambda db: table.declare(db, [queue.name for queue in self._topology.queues]))
+            if self._owner and (released := await self._journal.run(table.release)):
+                log.warning("messages.released", count=released, detail="in hand when the last process ended")
+        except (OSError, BrokerError) as error:
+            await self.close()
+            raise StartError(
+                f"The queue file {self._path} cannot be used ({error}). Check the folder's rights and free space."
+            ) from error
+        except StartError:
+            await self.close()
+            raise
+        self._metrics.connected.set(1)
+
+    async def close(self) -> None:
+        """Commit what waits, then let go of the file and the lock. Idempotent."""
+        self._metrics.connected.set(0)
+        if self._journal is not None:
+            await self._journal.close()
+            self._journal = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    async def publish(self, exchange: str, routing_key: str, body: bytes, *, event_id: str) -> None:
+        """See the port. Durable means committed and synced."""
+        started = time.monotonic()
+        queues = self._topology.required(exchange, routing_key)
+        now = self._now()
+        try:
+            await self._run(lambda db: table.insert(db, queues, event_id, body, now))
+        except BrokerError:
+            self._metrics.published("failed", time.monotonic() - started)
+            raise
+        self._metrics.published("confirmed", time.monotonic() - started)
+        self._wake_up(queues)
+
+    async def consume(self, subscription: Subscription, *, stop: StopSignal) -> None:
+        """See the port."""
+        queue = subscription.queue
+        wake = self._wake.setdefault(queue, asyncio.Event())
+        consumer = Consumer(subscription, metrics=self._metrics, grace_time_s=self._grace_time_s, ladder=self._ladder)
+        stopped = asyncio.ensure_future(stop.wait())
+        self._consuming.add(queue)
+        try:
+            while not stop.is_set():
+                wake.clear()
+                consumer.slot_freed.clear()
+                nap_s = await self._hand_out(queue, consumer) if consumer.free else _LONGEST_NAP_S
+                if consumer.free:
+                    await _first_of(stopped, wake, timeout=nap_s)
+                else:
+                    await _first_of(stopped, consumer.slot_freed, timeout=_LONGEST_NAP_S)
+            await consumer.finish()
+        finally:
+            self._consuming.discard(queue)
+            stopped.cancel()
+            await consumer.abandon()
+
+    def consuming(self, queue: str) -> bool:
+        """See the port."""
+        return queue in self._consuming and self.publishing()
+
+    def publishing(self) -> bool:
+        """See the port."""
+        return self._journal is not None and self._journal.healthy
+
+    async def depths(self) -> dict[str, int]:
+        """See the port."""
+        return await self._read(table.depths)
+
+    async def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
+        """See the port. Reads page by page; no cursor stays open."""
+        after = (0.0, 0)
+        while limit > 0:
+            messages, after = await self._read(partial(table.page, queue=queue, after=after, most=min(_PAGE, limit)))
+            if not messages:
+                return
+            for message in messages:
+                yield message
+            limit -= len(messages)
+
+    async def take(self, queue: str, ids: Iterable[str], action: Callable[[Kept], Awaitable[None]]) -> int:
+        """See the port."""
+        taken = 0
+        for message_id in ids:
+            message = await self._read(partial(table.one, queue=queue, message_id=message_id))
+            if message is not None:
+                await action(message)
+                taken += await self._run(partial(table.delete, message_id=int(message_id)))
+        return taken
+
+    async def replay(self, queue: str, ids: Iterable[str]) -> int:
+        """See the port. One transaction a message: never in both queues, never in none."""
+        now, moved = self._now(), 0
+        for message_id in ids:
+            moved += await self._run(partial(table.replay, queue=queue, message_id=message_id, now=now))
+        self._wake_all()
+        return moved
+
+    async def ack(self, message_id: int) -> None:
+        """Forget a message in hand."""
+        await self._run(lambda db: table.delete(db, message_id))
+
+    async def retry(self, message_id: int, message: Message, step: Step, reason: Reason | None) -> None:
+        """Let a message in hand wait for a step."""
+        when = self._now() + jittered(step, self._rng())
+        await self._run(lambda db: table.put_back(db, message_id, message, reason, when))
+        self._wake_up((message.queue,))
+
+    async def park(self, message_id: int, message: Message, reason: Reason) -> None:
+        """Move a message in hand to its service's parked queue."""
+        target, now = parked_queue(service_of(message.queue)), self._now()
+        await self._run(lambda db: table.park(db, message_id, target, reason, now))
+
+    async def _hand_out(self, queue: str, consumer: Consumer) -> float:
+        """Hand out as much as the consumer takes; return how long to wait before looking again, in seconds."""
+        most, now = consumer.free, self._now()
+        taken, following = await self._run(lambda db: table.lease(db, queue, most, now))
+        for message_id, message in taken:
+            consumer.accept(_EmbeddedDelivery(self, message_id, message))
+        return _LONGEST_NAP_S if following is None else min(max(following - now, 0.0), _LONGEST_NAP_S)
+
+    def _now(self) -> float:
+        return self._clock().timestamp()
+
+    def _lock(self) -> None:
+        lock = self._path.with_name(self._path.name + ".lock")
+        self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise StartError(
+                f"Another Wavekeep process (id {holder}) uses the queue {self._path}. The embedded queue serves one"
+                " service process: stop that one, use another WAVEKEEP_DATA_DIR, or set WAVEKEEP_BROKER_URL to a"
+                " RabbitMQ (amqp://…) to run several."
+            ) from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _wake_up(self, queues: Iterable[str]) -> None:
+        for queue in queues:
+            if (wake := self._wake.get(queue)) is not None:
+                wake.set()
+
+    def _wake_all(self) -> None:
+        self._wake_up(self._wake)
+
+    async def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        if self._journal is None:
+            raise BrokerError(Reason.BROKER_UNAVAILABLE, "the queue file is not open")
+        return await self._journal.run(operation)
+
+    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        def read() -> T:
+            with contextlib.closing(connect(self._path)) as db:
+                return query(db)
+
+        try:
+            return await asyncio.to_thread(read)
+        except sqlite3.Error as error:
+            raise BrokerError(Reason.BROKER_UNAVAILABLE, f"the queue file cannot be read: {error}") from error
+
+
+class _EmbeddedDelivery:
+    """A leased row."""
+
+    def __init__(self, broker: EmbeddedBroker, message_id: int, message: Message) -> None:
+        self.message = message
+        self._broker = broker
+        self._id = message_id
+
+    async def ack(self) -> None:
+        await self._broker.ack(self._id)
+
+    async def retry(self, step: Step, reason: Reason | None) -> None:
+        await self._broker.retry(self._id, self.message, step, reason)
+
+    async def park(self, reason: Reason) -> None:
+        await self._broker.park(self._id, self.message, reason)
+
+
+async def _first_of(stopped: asyncio.Future[object], signal: asyncio.Event, *, timeout: float) -> None:
+    """Return when the end was asked for, the signal came, or the time is up."""
+    waiting = asyncio.ensure_future(signal.wait())
+    try:
+        await asyncio.wait((stopped, waiting), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

@@ -1,0 +1,38 @@
+"""Which broker a process uses.
+
+Responsible for: turning settings into a built, not yet started broker with its topology, the notifier's destinations
+included. It must not start it.
+"""
+
+from collections.abc import Sequence
+
+from shared.messaging.embedded import EmbeddedBroker
+from shared.messaging.port import Broker
+from shared.messaging.rabbitmq import RabbitBroker
+from shared.messaging.topology import topology
+from shared.metrics import MessagingMetrics
+from shared.settings import ServiceSettings
+
+
+def build_broker(
+    settings: ServiceSettings, *, name: str, metrics: MessagingMetrics, destinations: Sequence[str] = ()
+) -> Broker:
+    """Build the broker that `WAVEKEEP_BROKER_URL` names.
+
+    Args:
+        name: of the process, as the broker's own lists show it.
+        destinations: of the notifier, where this process is to declare and consume their queues.
+    """
+    path = settings.embedded_path
+    if path is not None:
+        return EmbeddedBroker(path, topology(destinations), metrics=metrics, grace_time_s=settings.grace_time_s)
+    assert settings.broker_url is not None
+    return RabbitBroker(
+        settings.broker_url.get_secret_value(),
+        topology(destinations),
+        metrics=metrics,
+        name=f"wavekeep {name}",
+        declare=settings.declare_topology,
+        publish_timeout_s=settings.publish_timeout_s,
+        grace_time_s=settings.grace_time_s,
+    )

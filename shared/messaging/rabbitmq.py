@@ -1,0 +1,494 @@
+"""The messaging port on RabbitMQ, through aio-pika: the broker of production.
+
+Responsible for: the port's promises over AMQP 0-9-1, on RabbitMQ 3.10 to 4.x. The one file that imports aio-pika. It
+must not decide what becomes of a message: that is `shared.messaging.consumer`.
+
+Each connection is a plain one that we keep up ourselves, instead of aio-pika's robust one (`docs/adr/0006-lines.md`).
+Publishing and consuming never share a connection: under an alarm the broker stops reading the publishing ones. The
+traps behind many a line here are in `docs/rabbitmq.md`.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from hashlib import sha256
+
+import aio_pika
+import stamina
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelNotFoundEntity,
+    DeliveryError,
+    MessageProcessError,
+    PublishError,
+)
+from pamqp.commands import Basic
+from yarl import URL
+
+from shared.clock import Clock, system_clock
+from shared.errors import BrokerError, DeliveryLostError, NotRoutableError, Reason, StartError
+from shared.events import CONTENT_TYPE
+from shared.messaging import headers as wire
+from shared.messaging.consumer import Consumer
+from shared.messaging.port import Kept, Message, StopSignal, Subscription
+from shared.messaging.topology import Topology, delay_key, parked_queue, private_exchange, service_of
+from shared.metrics import MessagingMetrics
+from shared.retry import LADDER, Step, jittered
+
+log = structlog.get_logger()
+
+_LINE_ERRORS = (AMQPError, OSError, TimeoutError, RuntimeError)
+"""What a lost or refused connection or channel raises; aiormq reports a closed channel as a RuntimeError."""
+
+_ANSWER_TIMEOUT_S = 10.0
+_AGAIN_AFTER_S = 1.0
+
+Session = Callable[[AbstractConnection], Awaitable[None]]
+
+
+class RabbitBroker:
+    """A RabbitMQ node or cluster.
+
+    Args:
+        url: `amqp://` or `amqps://`, with user, password and virtual host.
+        topology: what is declared, or waited for.
+        metrics: of the process.
+        name: what the connections are called in the broker's own lists.
+        declare: create what is missing; False waits until an administrator did (least rights).
+        publish_timeout_s: how long a confirmation may take; the outcome is unknown afterwards.
+        start_timeout_s: how long the first connection may take.
+        settle_s: how long after *creating* a quorum queue its messages are not yet safe from a crash of the broker.
+        check_every_s: between two looks at the required queues and at our consumers.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        topology: Topology,
+        *,
+        metrics: MessagingMetrics,
+        name: str,
+        declare: bool = True,
+        publish_timeout_s: float = 5.0,
+        start_timeout_s: float = 120.0,
+        grace_time_s: float = 25.0,
+        settle_s: float = 10.0,
+        check_every_s: float = 5.0,
+        refused_for_s: float = 120.0,
+        ladder: tuple[Step, ...] = LADDER,
+        clock: Clock = system_clock,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._url = URL(url).update_query({"heartbeat": "10"} if "heartbeat" not in URL(url).query else {})
+        self._topology = topology
+        self._metrics = metrics
+        self._name = name
+        self._declares = declare
+        self._publish_timeout_s = publish_timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._grace_time_s = grace_time_s
+        self._settle_s = settle_s
+        self._check_every_s = check_every_s
+        self._refused_for_s = refused_for_s
+        self._ladder = ladder
+        self._clock = clock
+        self._rng = rng
+        self._line: asyncio.Task[None] | None = None
+        self._connection: AbstractConnection | None = None
+        self._exchanges: Mapping[str, AbstractExchange] = {}
+        self._missing: frozenset[str] = frozenset()
+        self._up = asyncio.Event()
+        self._consuming: set[str] = set()
+
+    async def start(self) -> None:
+        """Connect, and have the topology declared or wait until an administrator declared it.
+
+        Raises:
+            StartError: the broker could not be reached or would not have us within `start_timeout_s`.
+        """
+        self._line = asyncio.create_task(self._keep_line("publish", self._publish_session), name="broker line")
+        waiting = asyncio.ensure_future(self._up.wait())
+        timeout = self._start_timeout_s if self._declares else None
+        await asyncio.wait({waiting, self._line}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not self._up.is_set():
+            waiting.cancel()
+            where = f"{self._url.host}:{self._url.port or 5672}"
+            await self.close()
+            raise StartError(
+                f"RabbitMQ at {where} could not be used within {self._start_timeout_s:.0f} s. Check that it runs,"
+                " WAVEKEEP_BROKER_URL (host, user, password, virtual host), and the user's rights; the warnings above"
+                " say what was tried."
+            )
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        self._metrics.connected.set(0)
+        line, self._line = self._line, None
+        if line is not None:
+            line.cancel()
+            await asyncio.wait({line})
+
+    async def publish(self, exchange: str, routing_key: str, body: bytes, *, event_id: str) -> None:
+        """See the port. Durable means confirmed by every quorum queue that takes it."""
+        started = time.monotonic()
+        try:
+            await self._publish(exchange, routing_key, body, wire.fresh(event_id))
+        except BrokerError:
+            self._metrics.published("failed", time.monotonic() - started)
+            raise
+        self._metrics.published("confirmed", time.monotonic() - started)
+
+    async def consume(self, subscription: Subscription, *, stop: StopSignal) -> None:
+        """See the port. Raises `BrokerError` after being refused for `refused_for_s` on a connection that works."""
+        consumer = Consumer(subscription, metrics=self._metrics, grace_time_s=self._grace_time_s, ladder=self._ladder)
+        intake = _Intake()
+        line = asyncio.create_task(
+            self._keep_line(
+                f"consume {subscription.queue}", partial(self._consume_session, consumer, subscription, intake)
+            )
+        )
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({stopped, line}, return_when=asyncio.FIRST_COMPLETED)
+            if line.done():
+                line.result()
+            await intake.end()
+            await consumer.finish()
+        finally:
+            stopped.cancel()
+            await consumer.abandon()
+            line.cancel()
+            await asyncio.wait({line})
+            self._consuming.discard(subscription.queue)
+
+    def consuming(self, queue: str) -> bool:
+        """See the port."""
+        return queue in self._consuming
+
+    def publishing(self) -> bool:
+        """See the port."""
+        return self._up.is_set() and not self._missing
+
+    async def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
+        """See the port. Looking is a delivery too: the queues looked at have no limit that it could reach."""
+        async with self._side_channel() as channel:
+            messages = [_kept(message) async for message in _drain(channel, queue, limit)]
+        for message in messages:
+            yield message
+
+    async def take(self, queue: str, ids: Iterable[str], action: Callable[[Kept], Awaitable[None]]) -> int:
+        """See the port. What is not taken returns to its place when the channel closes."""
+        wanted, taken = set(ids), 0
+        async with self._side_channel() as channel:
+            if not wanted:
+                return 0
+            async for message in _drain(channel, queue, None):
+                kept = _kept(message)
+                if kept.id in wanted:
+                    await action(kept)
+                    await message.ack()
+                    taken += 1
+                    wanted.discard(kept.id)
+        return taken
+
+    async def replay(self, queue: str, ids: Iterable[str]) -> int:
+        """See the port. Publish, then ack: a crash between leaves a copy, never a loss."""
+
+        async def send_back(message: Kept) -> None:
+            target = message.queue
+            await self._publish(
+                private_exchange(service_of(target)), target, message.body, wire.fresh(message.event_id)
+            )
+
+        return await self.take(queue, ids, send_back)
+
+    async def retry(self, message: Message, step: Step, reason: Reason | None) -> None:
+        """Publish a copy of a message in hand to a delay queue, to expire after 80 to 100 % of the step."""
+        await self._publish(
+            private_exchange(service_of(message.queue)),
+            delay_key(step, message.queue),
+            message.body,
+            wire.retried(message, reason),
+            expires_after=timedelta(seconds=jittered(step, self._rng())),
+        )
+
+    async def park(self, message: Message, reason: Reason) -> None:
+        """Publish a copy of a message in hand to the parked queue of its service."""
+        service = service_of(message.queue)
+        carried = wire.parked(message, reason, self._clock())
+        await self._publish(private_exchange(service), parked_queue(service), message.body, carried)
+
+    async def _publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        carried: Mapping[str, str | int],
+        *,
+        expires_after: timedelta | None = None,
+    ) -> None:
+        required = self._topology.required(exchange, routing_key)
+        try:
+            async with asyncio.timeout(self._publish_timeout_s):
+                await self._up.wait()
+                missing = [queue for queue in required if queue in self._missing]
+                if missing or not required:
+                    raise NotRoutableError(
+                        Reason.NOT_ROUTABLE, f"no queue {', '.join(missing) or 'is bound'} for {routing_key!r}"
+                    )
+                answer = await self._exchanges[exchange].publish(
+                    aio_pika.Message(
+                        body,
+                        content_type=CONTENT_TYPE,
+                        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                        message_id=uuid.uuid4().hex,  # fresh each time: aiormq matches returns by it
+                        headers=dict(carried),
+                        expiration=expires_after,
+                    ),
+                    routing_key,
+                    mandatory=True,
+                )
+        except TimeoutError as error:
+            raise BrokerError(
+                Reason.PUBLISH_TIMED_OUT, f"no confirmation within {self._publish_timeout_s:g} s"
+            ) from error
+        except PublishError as error:
+            raise NotRoutableError(Reason.NOT_ROUTABLE, f"{routing_key!r} was returned by the broker") from error
+        except DeliveryError as error:
+            raise BrokerError(Reason.PUBLISH_REFUSED, "the broker refused the message: is a queue full?") from error
+        except _LINE_ERRORS as error:
+            raise BrokerError(Reason.BROKER_UNAVAILABLE, f"the connection was lost: {type(error).__name__}") from error
+        if not isinstance(answer, Basic.Ack):
+            raise BrokerError(Reason.PUBLISH_REFUSED, f"the broker answered {type(answer).__name__}")
+
+    async def _keep_line(self, name: str, session: Session) -> None:
+        """Keep one connection up and its session running, for ever; backing off while it cannot be had.
+
+        Raises:
+            BrokerError: the connection works, but its session has been refused for `refused_for_s`.
+        """
+        works_since: float | None = None
+        while True:
+            async for attempt in stamina.retry_context(
+                on=_LINE_ERRORS, attempts=None, timeout=None, wait_initial=0.2, wait_max=5.0
+            ):
+                with attempt:
+                    connection = await aio_pika.connect(
+                        str(self._url),
+                        timeout=_ANSWER_TIMEOUT_S,
+                        client_properties={"connection_name": f"{self._name} {name}"},
+                    )
+            opened = time.monotonic()
+            works_since = works_since or opened
+            try:
+                async with connection:
+                    await session(connection)
+            except _LINE_ERRORS as error:
+                log.warning("broker.line_lost", line=name, error=type(error).__name__, detail=str(error)[:200])
+            lasted_s = time.monotonic() - opened
+            if lasted_s > self._check_every_s:
+                works_since = None
+            elif time.monotonic() - works_since > self._refused_for_s:
+                raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{name}: refused for {self._refused_for_s:.0f} s")
+            await asyncio.sleep(_AGAIN_AFTER_S)
+
+    async def _publish_session(self, connection: AbstractConnection) -> None:
+        """Have the topology there, then publish until the line breaks, looking after the required queues."""
+        closed = _closed(connection)
+        self._missing = await self._find_missing(connection)
+        if self._declares and not self._missing:
+            await _declare(connection, self._topology)  # bindings and exchanges cannot be looked for
+        await self._await_topology(connection)
+        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        channel.close_callbacks.add(lambda *_: closed.set())
+        self._exchanges = {name: await channel.get_exchange(name, ensure=False) for name in self._topology.exchanges}
+        self._connection = connection
+        self._up.set()
+        self._metrics.connected.set(1)
+        log.info("broker.connected", broker=f"{self._url.host}:{self._url.port or 5672}")
+        try:
+            while not await _happened(closed, within_s=self._check_every_s):
+                self._missing = await self._find_missing(connection)
+                if self._missing:
+                    log.error("queues.missing", queues=sorted(self._missing))
+                    await self._await_topology(connection)
+        finally:
+            self._up.clear()
+            self._metrics.connected.set(0)
+            self._connection = None
+
+    async def _await_topology(self, connection: AbstractConnection) -> None:
+        """Return when nothing is missing: declared by us, or by an administrator."""
+        while self._missing:
+            if self._declares:
+                created = sorted(self._missing)
+                await _declare(connection, self._topology)
+                log.info("topology.declared", created=len(created), safe_after_s=self._settle_s)
+                await asyncio.sleep(self._settle_s)
+            else:
+                log.warning("topology.awaited", missing=sorted(self._missing), remedy="wavekeep topology apply")
+                await asyncio.sleep(self._check_every_s)
+            self._missing = await self._find_missing(connection)
+
+    async def _find_missing(self, connection: AbstractConnection) -> frozenset[str]:
+        """Return the queues that do not answer, by declaring each passively."""
+        missing: set[str] = set()
+        channel = await connection.channel()
+        for queue in self._topology.queues:
+            try:
+                await channel.declare_queue(queue.name, passive=True, timeout=_ANSWER_TIMEOUT_S)
+            except ChannelNotFoundEntity:
+                missing.add(queue.name)
+                channel = await connection.channel()
+        await channel.close()
+        return frozenset(missing)
+
+    async def _consume_session(
+        self, consumer: Consumer, subscription: Subscription, intake: "_Intake", connection: AbstractConnection
+    ) -> None:
+        """Consume until the line breaks or the broker no longer knows a consumer of the queue."""
+        queue_name = subscription.queue
+        broken = _closed(connection)
+        if intake.ended:
+            await broken.wait()
+            return
+        channel = await connection.channel()
+        channel.close_callbacks.add(lambda *_: broken.set())
+        underlay = await channel.get_underlay_channel()
+        underlay.on_consumer_cancel_callbacks.add(lambda *_: broken.set())
+        await channel.set_qos(prefetch_count=subscription.concurrency)
+        queue = await channel.get_queue(queue_name, ensure=False)
+
+        async def take_in_hand(incoming: AbstractIncomingMessage) -> None:
+            while consumer.free <= 0:  # what a broken line left in hand still counts
+                consumer.slot_freed.clear()
+                await consumer.slot_freed.wait()
+            consumer.accept(_RabbitDelivery(self, incoming, queue_name, self._clock()))
+
+        tag = await queue.consume(take_in_hand, timeout=_ANSWER_TIMEOUT_S)
+        intake.opened(partial(queue.cancel, tag, timeout=_ANSWER_TIMEOUT_S))
+        self._consuming.add(queue_name)
+        log.info("consumer.started", queue=queue_name, concurrency=subscription.concurrency)
+        try:
+            while not await _happened(broken, within_s=self._check_every_s):
+                watch = await connection.channel()
+                seen = await watch.declare_queue(queue_name, passive=True, timeout=_ANSWER_TIMEOUT_S)
+                await watch.close()
+                if not seen.declaration_result.consumer_count and not intake.ended:
+                    log.error("consumer.lost", queue=queue_name)
+                    return
+        finally:
+            self._consuming.discard(queue_name)
+
+    @contextlib.asynccontextmanager
+    async def _side_channel(self) -> AsyncGenerator[AbstractChannel, None]:
+        """Lend a channel for an operator's work; on closing, what was taken and not acknowledged returns."""
+        try:
+            async with asyncio.timeout(self._publish_timeout_s):
+                await self._up.wait()
+            if self._connection is None:
+                raise BrokerError(Reason.BROKER_UNAVAILABLE, "not connected")
+            async with self._connection.channel() as channel:
+                yield channel
+        except TimeoutError as error:
+            raise BrokerError(Reason.BROKER_UNAVAILABLE, "not connected in time") from error
+        except _LINE_ERRORS as error:
+            raise BrokerError(Reason.BROKER_UNAVAILABLE, f"the connection was lost: {type(error).__name__}") from error
+
+
+class _Intake:
+    """The way to stop new messages while those in hand still need the channel."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._cancel: Callable[[], Awaitable[object]] | None = None
+
+    def opened(self, cancel: Callable[[], Awaitable[object]]) -> None:
+        self._cancel = cancel
+
+    async def end(self) -> None:
+        self.ended = True
+        if self._cancel is not None:
+            with contextlib.suppress(*_LINE_ERRORS):  # a broken line brings no new messages either
+                await self._cancel()
+
+
+class _RabbitDelivery:
+    """A message the broker waits for an answer to."""
+
+    def __init__(self, broker: RabbitBroker, incoming: AbstractIncomingMessage, queue: str, now: datetime) -> None:
+        self.message = wire.message(
+            incoming.headers, incoming.body, queue=queue, redelivered=bool(incoming.redelivered), now=now
+        )
+        self._broker = broker
+        self._incoming = incoming
+
+    async def ack(self) -> None:
+        try:
+            await self._incoming.ack()
+        except (*_LINE_ERRORS, MessageProcessError) as error:
+            raise DeliveryLostError(
+                Reason.BROKER_UNAVAILABLE, "its channel is gone; the broker hands the message out again"
+            ) from error
+
+    async def retry(self, step: Step, reason: Reason | None) -> None:
+        await self._broker.retry(self.message, step, reason)
+        await self.ack()
+
+    async def park(self, reason: Reason) -> None:
+        await self._broker.park(self.message, reason)
+        await self.ack()
+
+
+async def _declare(connection: AbstractConnection, topology: Topology) -> None:
+    """Create what is missing of the topology. Idempotent."""
+    async with connection.channel() as channel:
+        for name in topology.exchanges:
+            await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
+        queues = {
+            queue.name: await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+            for queue in topology.queues
+        }
+        for binding in topology.bindings:
+            await queues[binding.queue].bind(binding.exchange, binding.pattern)
+
+
+async def _drain(channel: AbstractChannel, queue: str, most: int | None) -> AsyncIterator[AbstractIncomingMessage]:
+    """Get messages one by one, unacknowledged, until the queue is empty or there are `most`."""
+    source = await channel.get_queue(queue, ensure=False)
+    count = 0
+    while most is None or count < most:
+        message = await source.get(fail=False, timeout=_ANSWER_TIMEOUT_S)
+        if message is None:
+            return
+        yield message
+        count += 1
+
+
+def _kept(message: AbstractIncomingMessage) -> Kept:
+    name = message.message_id or sha256(message.body).hexdigest()[:32]
+    return wire.kept(message.headers, message.body, message_id=name)
+
+
+def _closed(connection: AbstractConnection) -> asyncio.Event:
+    """Return an event that is set once the connection is closed, by whomever."""
+    event = asyncio.Event()
+    connection.close_callbacks.add(lambda *_: event.set())
+    return event
+
+
+async def _happened(event: asyncio.Event, *, within_s: float) -> bool:
+    """Wait for an event; tell whether it came in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,181 @@
+"""The table of messages in the embedded queue: its schema and every statement on it.
+
+Responsible for: SQL, and the translation between rows and the port's models. Each function is one step inside a
+transaction of `shared.messaging.journal` (or one read). It must not open, commit or wait for anything.
+
+A row is ready when it is not leased and its time has come; parked and unrecognised messages are rows of their own
+queues, which nobody leases.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from shared.errors import NotRoutableError, Reason
+from shared.messaging.port import Kept, Message
+from shared.messaging.topology import CRASH_LOOP_LIMIT, parked_queue, service_of
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS queue (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS message (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue TEXT NOT NULL,
+    leased INTEGER NOT NULL DEFAULT 0,
+    available_at REAL NOT NULL,
+    deliveries INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    first_seen REAL,
+    reason TEXT,
+    came_from TEXT NOT NULL DEFAULT '',
+    parked_at REAL,
+    event_id TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS message_by_turn ON message (queue, leased, available_at, id);
+"""
+"""Times are Unix seconds. Ids only grow, so that a message never inherits the name of another."""
+
+_INSERT = "INSERT INTO message (queue, available_at, event_id, body) VALUES (?, ?, ?, ?)"
+_READY = """
+SELECT id, event_id, attempts, first_seen, reason, deliveries, body FROM message
+WHERE queue = ? AND leased = 0 AND available_at <= ? ORDER BY available_at, id LIMIT ?
+"""
+_NEXT_TURN = "SELECT min(available_at) FROM message WHERE queue = ? AND leased = 0"
+_LEASE = "UPDATE message SET leased = 1, deliveries = deliveries + 1 WHERE id = ?"
+_PUT_BACK = """
+UPDATE message SET leased = 0, deliveries = 0, available_at = ?, attempts = ?, first_seen = ?, reason = ?
+WHERE id = ?
+"""
+_PARK = """
+UPDATE message SET came_from = queue, queue = ?, reason = ?, parked_at = ?, available_at = ?, leased = 0
+WHERE id = ?
+"""
+_REPLAY = """
+UPDATE message SET queue = came_from, came_from = '', reason = NULL, parked_at = NULL, attempts = 0,
+    deliveries = 0, first_seen = NULL, available_at = ?, leased = 0
+WHERE queue = ? AND id = ? AND came_from != ''
+"""
+_PAGE = """
+SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
+WHERE queue = ? AND leased = 0 AND (available_at, id) > (?, ?) ORDER BY available_at, id LIMIT ?
+"""
+_ONE = """
+SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
+WHERE queue = ? AND id = ?
+"""
+
+
+def declare(db: sqlite3.Connection, queues: Sequence[str]) -> None:
+    """Create the queues that are missing. A queue is never removed here, whatever the topology says."""
+    db.executemany("INSERT OR IGNORE INTO queue (name) VALUES (?)", [(queue,) for queue in queues])
+
+
+def release(db: sqlite3.Connection) -> int:
+    """Hand out again whatever a process that is gone had in hand; return how many messages that were."""
+    return db.execute("UPDATE message SET leased = 0 WHERE leased = 1").rowcount
+
+
+def insert(db: sqlite3.Connection, queues: Sequence[str], event_id: str, body: bytes, now: float) -> None:
+    """Put one message into several queues, or into none.
+
+    Raises:
+        NotRoutableError: one of the queues does not exist, or none was asked for.
+    """
+    missing = [q for q in queues if db.execute("SELECT 1 FROM queue WHERE name = ?", (q,)).fetchone() is None]
+    if missing or not queues:
+        raise NotRoutableError(Reason.NOT_ROUTABLE, f"no queue {', '.join(missing) or 'is bound'} to take the message")
+    db.executemany(_INSERT, [(queue, now, event_id, body) for queue in queues])
+
+
+def lease(db: sqlite3.Connection, queue: str, most: int, now: float) -> tuple[list[tuple[int, Message]], float | None]:
+    """Take up to `most` messages whose turn has come.
+
+    A message that has been taken too often without being settled keeps killing its process: it is parked.
+
+    Returns:
+        The messages with their ids, and when the next one's turn comes; None where none waits.
+    """
+    rows = db.execute(_READY, (queue, now, most)).fetchall()
+    for row in rows:
+        if row[5] >= CRASH_LOOP_LIMIT:
+            park(db, row[0], parked_queue(service_of(queue)), Reason.DELIVERY_LIMIT, now)
+        else:
+            db.execute(_LEASE, (row[0],))
+    following: float | None = db.execute(_NEXT_TURN, (queue,)).fetchone()[0]
+    return [(row[0], _message(queue, row, now)) for row in rows if row[5] < CRASH_LOOP_LIMIT], following
+
+
+def delete(db: sqlite3.Connection, message_id: int) -> int:
+    """Forget a message; return how many there were (0 or 1)."""
+    return db.execute("DELETE FROM message WHERE id = ?", (message_id,)).rowcount
+
+
+def put_back(db: sqlite3.Connection, message_id: int, message: Message, reason: Reason | None, when: float) -> None:
+    """Let a message in hand wait; with a reason, one more attempt has failed."""
+    attempts = message.attempts + (1 if reason else 0)
+    latest = reason or message.last_reason
+    db.execute(_PUT_BACK, (when, attempts, message.first_seen.timestamp(), str(latest) if latest else None, message_id))
+
+
+def park(db: sqlite3.Connection, message_id: int, target: str, reason: Reason, now: float) -> None:
+    """Move a message in hand to a parked queue.
+
+    Raises:
+        NotRoutableError: that queue does not exist.
+    """
+    if db.execute("SELECT 1 FROM queue WHERE name = ?", (target,)).fetchone() is None:
+        raise NotRoutableError(Reason.NOT_ROUTABLE, f"no queue {target} to park in")
+    db.execute(_PARK, (target, str(reason), now, now, message_id))
+
+
+def replay(db: sqlite3.Connection, queue: str, message_id: str, now: float) -> int:
+    """Send a parked message back to where it came from, as if new; return how many there were (0 or 1)."""
+    return db.execute(_REPLAY, (now, queue, message_id)).rowcount
+
+
+def page(
+    db: sqlite3.Connection, queue: str, after: tuple[float, int], most: int
+) -> tuple[list[Kept], tuple[float, int]]:
+    """Return up to `most` kept messages that follow, oldest first, and where the next page starts."""
+    rows = db.execute(_PAGE, (queue, *after, most)).fetchall()
+    return [_kept(row) for row in rows], (rows[-1][-1], rows[-1][0]) if rows else after
+
+
+def one(db: sqlite3.Connection, queue: str, message_id: str) -> Kept | None:
+    """Return one kept message, or None where it is not there (any more)."""
+    row = db.execute(_ONE, (queue, message_id)).fetchone()
+    return None if row is None else _kept(row)
+
+
+def depths(db: sqlite3.Connection) -> dict[str, int]:
+    """Return the number of messages in every queue, those in hand included."""
+    counts = dict(db.execute("SELECT queue, count(*) FROM message GROUP BY queue"))
+    return {name: counts.get(name, 0) for (name,) in db.execute("SELECT name FROM queue")}
+
+
+def _message(queue: str, row: Sequence[Any], now: float) -> Message:
+    _, event_id, attempts, first_seen, reason, deliveries, body = row
+    return Message(
+        body=body,
+        event_id=event_id,
+        queue=queue,
+        attempts=attempts,
+        first_seen=datetime.fromtimestamp(now if first_seen is None else first_seen, UTC),
+        last_reason=Reason(reason) if reason else None,
+        redelivered=deliveries > 0,
+    )
+
+
+def _kept(row: Sequence[Any]) -> Kept:
+    message_id, event_id, came_from, reason, attempts, first_seen, parked_at, body, _ = row
+    return Kept(
+        id=str(message_id),
+        event_id=event_id,
+        queue=came_from,
+        reason=Reason(reason) if reason else None,
+        attempts=attempts,
+        first_seen=None if first_seen is None else datetime.fromtimestamp(first_seen, UTC),
+        parked_at=None if parked_at is None else datetime.fromtimestamp(parked_at, UTC),
+        body=body,
+    )

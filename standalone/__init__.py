@@ -1,0 +1,1 @@
+"""All services in one process, on the embedded queue and a local folder."""
