@@ -90,6 +90,7 @@ class EmbeddedBroker:
             await self._journal.run(lambda db: table.declare(db, [queue.name for queue in self._topology.queues]))
             if self._owner and (released := await self._journal.run(table.release)):
                 log.warning("messages.released", count=released, detail="in hand when the last process ended")
+            await self._report_orphans()
         except (OSError, BrokerError) as error:
             await self.close()
             raise StartError(
@@ -200,6 +201,13 @@ class EmbeddedBroker:
         """Move a message in hand to its service's parked queue."""
         target, now = parked_queue(service_of(message.queue)), self._now()
         await self._run(lambda db: table.park(db, message_id, target, reason, now))
+
+    async def _report_orphans(self) -> None:
+        """Say which queues the topology no longer has, though messages wait there. They are never deleted."""
+        known = {queue.name for queue in self._topology.queues}
+        for name, count in (await self.depths()).items():
+            if count and name not in known:
+                log.warning("queue.orphaned", queue=name, messages=count, remedy="configure its destination again")
 
     async def _hand_out(self, queue: str, consumer: Consumer) -> float:
         """Hand out as much as the consumer takes; return how long to wait before looking again, in seconds."""

@@ -1,0 +1,122 @@
+"""What an answer says: its status, its framing, and how it failed.
+
+Responsible for: telling from an HTTP answer whether a plain, bounded body follows and how its end will be known, and
+for translating aiohttp's failures into ours. Pure but for `watch`, which ties a body to its connection. It must not
+read the body.
+"""
+
+import asyncio
+import ssl
+from typing import Literal
+
+import aiohttp
+from yarl import URL
+
+from shared.errors import PermanentError, Reason, RetryableError, WavekeepError
+from shared.links import public
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_LINK_EXPIRED = frozenset({401, 403, 404, 410, 441})
+_PASSING = frozenset({408, 429})
+_HTTP_VERSIONS = frozenset({aiohttp.HttpVersion10, aiohttp.HttpVersion11})
+
+Transport = Literal["content_length", "chunked", "close_delimited"]
+
+
+def check_status(response: aiohttp.ClientResponse) -> None:
+    """Return if a file follows; raise `RetryableError` by the status if not."""
+    status = response.status
+    if status == 200:
+        return
+    if status in _LINK_EXPIRED:
+        reason = Reason.LINK_EXPIRED
+    elif status in _PASSING or 500 <= status <= 599:
+        reason = Reason.HTTP_FAILED
+    elif 400 <= status <= 499:
+        reason = Reason.HTTP_REFUSED
+    else:
+        reason = Reason.ANSWER_INVALID
+    raise RetryableError(reason, f"{shown(response)}: answered {status}")
+
+
+def check_framing(response: aiohttp.ClientResponse, max_bytes: int) -> Transport:
+    """Tell how the end of the body will be known; refuse an encoded, an odd and an oversized one."""
+    headers = response.headers
+    encoding = ", ".join(headers.getall("Content-Encoding", ())).strip().lower()
+    transfer = ", ".join(headers.getall("Transfer-Encoding", ())).strip().lower()
+    if encoding not in {"", "identity"} or transfer not in {"", "chunked"} or response.version not in _HTTP_VERSIONS:
+        raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: not a plain body of HTTP/1")
+    if transfer:
+        return "chunked"
+    length = response.content_length
+    if length is None:
+        return "close_delimited"
+    if length > max_bytes:
+        raise PermanentError(Reason.TOO_LARGE, f"{shown(response)}: {length} bytes, over {max_bytes}")
+    return "content_length"
+
+
+def watch(response: aiohttp.ClientResponse) -> asyncio.Future[None] | None:
+    """See to it that a body ends with its connection; return the future of that end while the line is open.
+
+    aiohttp leaves a reader waiting when the framing breaks in mid-body, and ends a close-delimited body in the same
+    way whether the line was closed or reset. Only the connection's own end tells.
+    """
+    connection = response.connection
+    if connection is None or connection.protocol is None:
+        return None
+    closed = connection.protocol.closed
+    content = response.content
+
+    def end_body(ended: asyncio.Future[None]) -> None:
+        broken = ended.cancelled() or ended.exception() is not None
+        if not content.is_eof() and content.exception() is None:
+            how = "broke" if broken else "ended"
+            content.set_exception(aiohttp.ClientPayloadError(f"the connection {how} in mid-body"))
+
+    if closed is not None:
+        closed.add_done_callback(end_body)
+    return closed
+
+
+def translated(error: aiohttp.ClientError | OSError, target: URL) -> WavekeepError:
+    """Return what it means in our words that no answer came."""
+    if isinstance(error, aiohttp.InvalidURL):
+        return PermanentError(Reason.URL_MALFORMED, f"{public(str(target))}: the client cannot ask for it")
+    if isinstance(error, TimeoutError):
+        reason, told = Reason.TIMED_OUT, "no answer in time"
+    elif isinstance(error, aiohttp.ClientConnectorDNSError):
+        reason, told = Reason.HOST_UNRESOLVED, "its name is not known"
+    elif isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
+        reason, told = Reason.CERTIFICATE_INVALID, _told(error)
+    elif isinstance(error, (aiohttp.ClientConnectionError, OSError)):
+        reason, told = Reason.CONNECTION_FAILED, _told(error)
+    else:
+        reason, told = Reason.ANSWER_INVALID, "the answer is not HTTP"
+    return RetryableError(reason, f"{public(str(target))}: {told}")
+
+
+def cut(error: Exception, response: aiohttp.ClientResponse) -> RetryableError:
+    """Return what it means in our words that a body broke off."""
+    return RetryableError(Reason.BODY_CUT, f"{shown(response)}: {_told(error)}")
+
+
+def shown(response: aiohttp.ClientResponse) -> str:
+    """Return where the answer came from, fit for logs."""
+    return public(str(response.url))
+
+
+def media_type(response: aiohttp.ClientResponse) -> str | None:
+    """Return the media type, lower case and without parameters; None where there is none."""
+    told = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return told[:100].encode("ascii", "replace").decode() or None
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says of itself without naming a URL: the system's words, or only its kind."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        certificate_error = error.certificate_error
+        return getattr(certificate_error, "verify_message", "") or type(certificate_error).__name__
+    strerror = getattr(error, "strerror", None)
+    return str(strerror or type(error).__name__)

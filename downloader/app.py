@@ -1,0 +1,112 @@
+"""The downloader, put together.
+
+Responsible for: the one place where its parts meet. Every default can be replaced by keyword. Building touches
+neither network nor disk.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from downloader.custody import Custody
+from downloader.fence import Fence, Opening
+from downloader.fetch import Fetcher, Limits
+from downloader.metrics import DownloaderMetrics
+from downloader.settings import DownloaderSettings
+from downloader.staging import Staging
+from downloader.storage import FolderStorage, Storage
+from shared import lifecycle
+from shared.clock import Clock, system_clock
+from shared.messaging.factory import build_broker
+from shared.messaging.port import Broker, Subscription
+from shared.messaging.topology import DOWNLOADER
+from shared.metrics import MessagingMetrics
+from shared.settings import load
+
+log = structlog.get_logger()
+
+
+class Downloader:
+    """Takes reports until told to stop.
+
+    Args:
+        openings: let through the fence besides those of the settings.
+        storage: instead of the one the settings name.
+    """
+
+    def __init__(
+        self,
+        settings: DownloaderSettings,
+        broker: Broker,
+        registry: CollectorRegistry,
+        *,
+        openings: tuple[Opening, ...] = (),
+        storage: Storage | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._broker = broker
+        self._openings = (*settings.openings, *openings)
+        self._metrics = DownloaderMetrics(registry)
+        self._executor = ThreadPoolExecutor(settings.download_concurrency + 2, thread_name_prefix="downloader")
+        self._storage = storage or FolderStorage(
+            settings.storage_folder, executor=self._executor, single_writer=settings.storage_single_writer
+        )
+        self._staging = Staging(settings.staging_folder, executor=self._executor)
+        self._fetcher = Fetcher(
+            Fence(self._openings, settings.download_allowed_hosts),
+            Limits(
+                max_bytes=settings.download_max_bytes,
+                min_bytes_per_s=settings.least_bytes_per_s,
+                attempt_timeout_s=settings.download_attempt_timeout_s,
+            ),
+            executor=self._executor,
+        )
+        self._custody = Custody(
+            source=self._fetcher,
+            staging=self._staging,
+            storage=self._storage,
+            publisher=broker,
+            metrics=self._metrics,
+            clock=clock,
+        )
+        self._subscription = Subscription(
+            queue=DOWNLOADER,
+            handler=self._custody.handle,
+            concurrency=settings.download_concurrency,
+            next_step=self._custody.next_step,
+            on_give_up=self._custody.give_up,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Prove that files can be kept, then take reports until told to stop.
+
+        Raises:
+            StartError: staging or storage cannot be used.
+        """
+        for opening in self._openings:
+            log.warning(
+                "fence.opened", opening=str(opening), detail="reachable by any scheme, though it may be private"
+            )
+        async with AsyncExitStack() as stack:
+            stack.callback(self._executor.shutdown)
+            self._metrics.swept.inc(await self._staging.start())
+            await self._storage.start()
+            await stack.enter_async_context(self._fetcher)
+            await self._broker.consume(self._subscription, stop=stop)
+
+    def checks(self) -> Mapping[str, bool]:
+        """Ready while reports reach it."""
+        return {"downloader": self._broker.consuming(DOWNLOADER)}
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Run the downloader as a process of its own, settings from the environment."""
+    settings = load(DownloaderSettings)
+    registry = CollectorRegistry()
+    broker = build_broker(settings, name="downloader", metrics=MessagingMetrics(registry, "downloader", [DOWNLOADER]))
+    service = Downloader(settings, broker, registry)
+    await lifecycle.serve("downloader", settings, broker, [service], registry, stop)

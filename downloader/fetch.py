@@ -1,0 +1,269 @@
+"""Fetching: one guarded GET that streams a file into a sink.
+
+Responsible for: asking for a link past the fence on every hop and every address, proving that the answer is the whole
+of one plain body, and handing it on in blocks off the event loop. It must not judge what the bytes are, where they
+go, or when to try again.
+
+Each hop has a session of its own, used once: no cookie, credential, cached name or open connection is carried from
+one download to another. Foreign exceptions are translated `from None`, because they quote the URL with its query.
+"""
+
+import asyncio
+import concurrent.futures
+import itertools
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from downloader.answer import (
+    REDIRECTS,
+    Transport,
+    check_framing,
+    check_status,
+    cut,
+    media_type,
+    shown,
+    translated,
+    watch,
+)
+from downloader.fence import Fence
+from downloader.flow import Handover, Pace
+from downloader.gate import Gate
+from shared.errors import PermanentError, Reason, RetryableError
+from shared.links import public
+
+BLOCK_BYTES = 256 * 1024
+"""A block is handed on once it has reached this size; together with what the line delivers at once it stays < 1 MiB."""
+
+_READ_BUFFER_BYTES = 128 * 1024
+
+
+class Sink(Protocol):
+    """Where the bytes go."""
+
+    def write(self, block: bytes) -> None:
+        """Take the next block. Called in a worker thread, one call at a time, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one attempt may take.
+
+    Attributes:
+        max_bytes: of a body.
+        min_bytes_per_s: the least rate, over `rate_window_s` of waiting for the network; time in the sink is not held
+            against the sender.
+        attempt_timeout_s: for everything, redirects included.
+        connect_timeout_s: for name, connection and TLS of one hop.
+        rate_window_s: also the longest silence.
+    """
+
+    max_bytes: int
+    min_bytes_per_s: float
+    attempt_timeout_s: float
+    connect_timeout_s: float = 10.0
+    rate_window_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A body that arrived whole, as far as HTTP can tell: with `close_delimited` it cannot.
+
+    Attributes:
+        content_type: the media type without parameters, lower case; None where there was none.
+        final_link: where the last redirect led, without its query.
+    """
+
+    size_bytes: int
+    transport: Transport
+    content_type: str | None
+    status: int
+    final_link: str
+
+
+class Fetcher:
+    """The client. Building it touches no network; `start` needs a running loop.
+
+    Args:
+        fence: judges each URL and address.
+        limits: of each attempt.
+        executor: runs the sinks; None for the loop's own. Names are resolved in the loop's own.
+        resolver: for tests.
+        ssl_context: for tests.
+    """
+
+    def __init__(
+        self,
+        fence: Fence,
+        limits: Limits,
+        *,
+        executor: concurrent.futures.Executor | None = None,
+        user_agent: str | None = None,
+        resolver: AbstractResolver | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._fence = fence
+        self._limits = limits
+        self._executor = executor
+        self._headers = {"User-Agent": user_agent or _own_name(), "Accept": "*/*", "Accept-Encoding": "identity"}
+        self._resolver = resolver
+        self._ssl_context = ssl_context
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Make ready. Opens no connection."""
+        self._resolver = self._resolver or aiohttp.ThreadedResolver()
+        self._ssl_context = self._ssl_context or _verifying_context()
+
+    async def close(self) -> None:
+        """Let go of the resolver; attempts must have ended."""
+        if self._resolver is not None:
+            await self._resolver.close()
+
+    async def fetch(self, url: str, sink: Sink) -> Fetched:
+        """Stream the file into the sink.
+
+        Safe to cancel: once this has returned or raised, the sink is not written to any more. Memory is bounded by a
+        few blocks whatever the size. What the sink raises passes unchanged.
+
+        Raises:
+            PermanentError: the fence refused, or the body is over `max_bytes` (`too_large`).
+            RetryableError: anything else about the network or the answer; its reason says what.
+        """
+        try:
+            async with asyncio.timeout(self._limits.attempt_timeout_s) as attempt:
+                return await self._follow(self._fence.judge_url(url), sink)
+        except TimeoutError:
+            if not attempt.expired():
+                raise
+            raise RetryableError(
+                Reason.TIMED_OUT, f"{public(url)}: not fetched within {self._limits.attempt_timeout_s:g} s"
+            ) from None
+
+    async def _follow(self, target: URL, sink: Sink) -> Fetched:
+        for hop in itertools.count(1):
+            async with self._visit(target) as response:
+                if response.status not in REDIRECTS:
+                    return await self._receive(response, sink)
+                target = self._fence.judge_redirect(target, response.headers.get("Location", ""), hop)
+        raise AssertionError  # the fence ends the loop
+
+    @asynccontextmanager
+    async def _visit(self, target: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask for one URL; everything about this hop is closed at the end."""
+        if self._resolver is None or self._ssl_context is None:
+            raise RuntimeError("the fetcher was not started")
+        gate = Gate(self._fence, target.scheme, self._resolver)
+        connector = aiohttp.TCPConnector(
+            resolver=gate,
+            socket_factory=gate.open_socket,
+            ssl=self._ssl_context,
+            use_dns_cache=False,
+            force_close=True,
+            limit=0,
+        )
+        async with aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._limits.connect_timeout_s),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=_READ_BUFFER_BYTES,
+        ) as session:
+            response = await self._ask(session, target, gate)
+            try:
+                yield response
+            finally:
+                response.close()
+
+    async def _ask(self, session: aiohttp.ClientSession, target: URL, gate: Gate) -> aiohttp.ClientResponse:
+        limit_s = self._limits.connect_timeout_s + self._limits.rate_window_s
+        try:
+            async with asyncio.timeout(limit_s):
+                response = await session.get(target, allow_redirects=False)
+        except (aiohttp.ClientError, OSError) as error:
+            raise gate.refusal or translated(error, target) from None
+        if gate.refusal is not None:
+            response.close()
+            raise gate.refusal
+        return response
+
+    async def _receive(self, response: aiohttp.ClientResponse, sink: Sink) -> Fetched:
+        check_status(response)
+        transport = check_framing(response, self._limits.max_bytes)
+        closed = watch(response)
+        size_bytes = 0
+        async with Handover(sink.write, self._executor) as handover:
+            async for block in self._blocks(response):
+                size_bytes += len(block)
+                await handover.write(block)
+        if transport == "close_delimited" and closed is not None and closed.done() and closed.exception() is not None:
+            raise RetryableError(Reason.BODY_CUT, f"{shown(response)}: the connection broke before it was closed")
+        return Fetched(size_bytes, transport, media_type(response), response.status, shown(response))
+
+    async def _blocks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Collect what arrives into blocks, holding the sender to the size cap and the least rate."""
+        clock = asyncio.get_running_loop().time
+        pace = Pace(self._limits.min_bytes_per_s, self._limits.rate_window_s)
+        received = gathered = 0
+        parts: list[bytes] = []
+        while True:
+            asked_at = clock()
+            part = await self._read(response)
+            if not part:
+                break
+            received += len(part)
+            if received > self._limits.max_bytes:
+                raise PermanentError(Reason.TOO_LARGE, f"{shown(response)}: over {self._limits.max_bytes} bytes")
+            if not pace.holds(clock() - asked_at, len(part)):
+                raise RetryableError(
+                    Reason.TOO_SLOW, f"{shown(response)}: under {self._limits.min_bytes_per_s:g} bytes a second"
+                )
+            parts.append(part)
+            gathered += len(part)
+            if gathered >= BLOCK_BYTES:
+                yield b"".join(parts)
+                parts, gathered = [], 0
+        if parts:
+            yield b"".join(parts)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        window_s = self._limits.rate_window_s
+        try:
+            # The bound is on bytes of the body: framing that drips in counts as silence.
+            async with asyncio.timeout(window_s):
+                return await response.content.readany()
+        except TimeoutError:
+            raise RetryableError(Reason.TOO_SLOW, f"{shown(response)}: nothing for {window_s:g} s") from None
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # RuntimeError: the line was lost before we asked
+            raise cut(error, response) from None
+
+
+def _own_name() -> str:
+    try:
+        return f"wavekeep/{version('wavekeep')}"
+    except PackageNotFoundError:
+        return "wavekeep/0"
+
+
+def _verifying_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,102 @@
+"""What the downloader measures.
+
+Responsible for: the metrics of attempts and end states, zeroed at start. Catalogue: `docs/metrics.md`.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from time import monotonic
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from shared.errors import Reason
+from shared.retry import AT_RISK_PERCENT
+from shared.vendors import Vendor
+
+ATTEMPT_OUTCOMES = ("stored", "lost_race", "failed")
+CLAIMS = ("succeeded", "failed")
+
+
+class AttemptOutcome:
+    """What became of one attempt; failed, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.word = "failed"
+        self.size_bytes = 0
+
+    def stored(self, size_bytes: int) -> None:
+        """The file is in custody."""
+        self.word, self.size_bytes = "stored", size_bytes
+
+    def lost_race(self) -> None:
+        """Another writer's manifest was there first."""
+        self.word = "lost_race"
+
+
+class DownloaderMetrics:
+    """The metrics of custody."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._attempts = Counter(
+            "wavekeep_downloader_attempts_total", "Attempts at a file, by outcome.", ["outcome"], registry=registry
+        )
+        self._seconds = Histogram(
+            "wavekeep_downloader_attempt_seconds",
+            "Time of an attempt: fetch, proof, storing.",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_500),
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "wavekeep_downloader_stored_bytes_total", "Bytes of audio taken into custody.", registry=registry
+        )
+        self._in_progress = Gauge("wavekeep_downloader_attempts_in_progress", "Attempts under way.", registry=registry)
+        self.stored = Counter(
+            "wavekeep_downloader_conversions_stored_total",
+            "Conversions announced stored.",
+            ["vendor"],
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "wavekeep_downloader_conversions_rejected_total",
+            "Conversions announced rejected.",
+            ["reason"],
+            registry=registry,
+        )
+        self.conflicts = Counter(
+            "wavekeep_downloader_conflicts_total",
+            "Reports that contradict what is final, by what they claim.",
+            ["claim"],
+            registry=registry,
+        )
+        self.at_risk = Counter(
+            "wavekeep_downloader_at_risk_total",
+            "Conversions told as at risk, by share of the time gone.",
+            ["percent"],
+            registry=registry,
+        )
+        self.swept = Counter(
+            "wavekeep_downloader_swept_files_total", "Files of dead attempts removed at start.", registry=registry
+        )
+        for vendor in Vendor:
+            self.stored.labels(str(vendor))
+        for reason in Reason:
+            self.rejected.labels(str(reason))
+        for claim in CLAIMS:
+            self.conflicts.labels(claim)
+        for percent in AT_RISK_PERCENT:
+            self.at_risk.labels(str(percent))
+        for outcome in ATTEMPT_OUTCOMES:
+            self._attempts.labels(outcome)
+
+    @contextmanager
+    def attempt(self) -> Generator[AttemptOutcome, None, None]:
+        """Measure one attempt."""
+        started, outcome = monotonic(), AttemptOutcome()
+        self._in_progress.inc()
+        try:
+            yield outcome
+        finally:
+            self._in_progress.dec()
+            self._seconds.observe(monotonic() - started)
+            self._attempts.labels(outcome.word).inc()
+            self._bytes.inc(outcome.size_bytes)

@@ -1,0 +1,62 @@
+"""What the objects of one task are called in storage.
+
+Responsible for: keys. Pure. Every name is safe on any storage, whatever the vendor put into the task id.
+"""
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The keys of one task.
+
+    Attributes:
+        stem: `{vendor}/{shard}/{task_id}`; a task id that is not plain stands as its SHA-256.
+    """
+
+    stem: str
+
+    @property
+    def manifest(self) -> str:
+        """The commit point."""
+        return f"{self.stem}.json"
+
+    @property
+    def announced(self) -> str:
+        """Made after `conversion.stored` was confirmed."""
+        return f"{self.stem}.announced"
+
+    @property
+    def rejected(self) -> str:
+        """The record of a rejection."""
+        return f"{self.stem}.rejected.json"
+
+    def rejection_announced(self, reason: str) -> str:
+        """Made after `conversion.rejected` with this reason was confirmed."""
+        return f"{self.stem}.rejected.{reason}.announced"
+
+    def conflict_announced(self, claimed_identity: str) -> str:
+        """Made after `conversion.conflicting` with this claim was confirmed."""
+        return f"{self.stem}.conflicting.{claimed_identity}.announced"
+
+    def risk_announced(self, percent: int) -> str:
+        """Made after `conversion.at_risk` with this threshold was confirmed."""
+        return f"{self.stem}.at_risk.{percent}.announced"
+
+    def audio(self, digest: str) -> str:
+        """The audio; its digest in the name means that nobody can replace what a manifest describes."""
+        return f"{self.stem}.{digest[:12]}.wav"
+
+
+def names_of(vendor: str, task_id: str) -> Names:
+    """Return the keys of a task.
+
+    The shard is the first two hex digits of the SHA-256 of the task id, so that no folder grows without bound.
+    """
+    digest = sha256(task_id.encode()).hexdigest()
+    plain = task_id if _PLAIN.fullmatch(task_id) else digest
+    return Names(f"{vendor}/{digest[:2]}/{plain}")

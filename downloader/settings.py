@@ -1,0 +1,103 @@
+"""The downloader's settings.
+
+Responsible for: where files are kept and what a download may cost, with the checks between them. It must not open
+anything.
+"""
+
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from downloader.fence import Opening, parse_opening
+from shared.settings import PREFIX, Port, ServiceSettings, Words
+
+DEFAULT_MAX_BYTES = 512 * 1024 * 1024
+
+
+class DownloaderSettings(ServiceSettings):
+    """What the downloader needs to know."""
+
+    ops_port: Port = Field(default=9102, description="Port of the operations server; 0 takes a free one.")
+    storage_url: str | None = Field(
+        default=None, description="Where files are kept: `file:///FOLDER`. Default: `files` in the data folder."
+    )
+    storage_single_writer: bool = Field(
+        default=False,
+        description="Run although the storage cannot create conditionally: this downloader is its only writer.",
+    )
+    download_concurrency: int = Field(default=4, ge=1, le=256, description="Downloads at once.")
+    download_max_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1, description="Largest file taken, in bytes.")
+    download_min_bytes_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Least rate, in bytes per second over half a minute. Default: what the largest file needs.",
+    )
+    download_attempt_timeout_s: float = Field(default=1_500.0, gt=0, description="Seconds one attempt may take.")
+    download_allowed_hosts: Words = Field(
+        default=(),
+        description="Hosts files may come from, comma-separated, `*.example.com` too. Empty: any public host.",
+    )
+    download_allow_addresses: Words = Field(
+        default=(),
+        description="Networks, or addresses with a port, reachable though private, also by http and on any port.",
+    )
+    ack_timeout_s: float = Field(
+        default=1_800.0, gt=0, description="The broker's acknowledgement time-out (`consumer_timeout`), in seconds."
+    )
+
+    @field_validator("storage_url")
+    @classmethod
+    def _check_storage_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "file:///")
+        if parts.scheme in {"s3", "gs", "az"}:
+            raise ValueError("object stores are not supported yet; use file:///FOLDER")
+        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+            raise ValueError("must be file:///FOLDER, with an absolute path")
+        return value
+
+    @field_validator("download_allow_addresses")
+    @classmethod
+    def _check_openings(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            parse_opening(value)
+        return values
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        needed_s = self.download_max_bytes / self.least_bytes_per_s
+        if needed_s > self.download_attempt_timeout_s * 1.000_001:
+            raise ValueError(
+                f"{PREFIX}DOWNLOAD_MAX_BYTES at {PREFIX}DOWNLOAD_MIN_BYTES_PER_S takes {needed_s:.0f} s, longer than"
+                f" {PREFIX}DOWNLOAD_ATTEMPT_TIMEOUT_S ({self.download_attempt_timeout_s:.0f} s): a large file could"
+                " never be whole. Raise the rate or the time-out, or lower the size."
+            )
+        if self.download_attempt_timeout_s >= self.ack_timeout_s:
+            raise ValueError(
+                f"{PREFIX}DOWNLOAD_ATTEMPT_TIMEOUT_S must be below {PREFIX}ACK_TIMEOUT_S: the broker would hand a"
+                " message out again while its file is still being fetched."
+            )
+        return self
+
+    @property
+    def least_bytes_per_s(self) -> float:
+        """The least rate: as set, or what the largest file needs to arrive within one attempt."""
+        return self.download_min_bytes_per_s or self.download_max_bytes / self.download_attempt_timeout_s
+
+    @property
+    def storage_folder(self) -> Path:
+        """The folder files are kept in."""
+        if self.storage_url is None:
+            return self.data_dir.absolute() / "files"
+        return Path(unquote(urlsplit(self.storage_url).path))
+
+    @property
+    def staging_folder(self) -> Path:
+        """The folder attempts are proven in."""
+        return self.data_dir.absolute() / "staging"
+
+    @property
+    def openings(self) -> tuple[Opening, ...]:
+        """What the fence lets through besides the public internet."""
+        return tuple(parse_opening(value) for value in self.download_allow_addresses)

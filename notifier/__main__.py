@@ -1,0 +1,9 @@
+"""`python -m notifier`."""
+
+import sys
+
+from notifier.app import main
+from shared.lifecycle import run
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,62 @@
+"""Delivering: one message of one destination's queue, once more.
+
+Responsible for: the attempt, its measure, and when to stop trying. How the destination is reached is the channel's.
+"""
+
+from datetime import timedelta
+from time import monotonic
+
+import structlog
+
+from notifier.channels import Channel
+from notifier.metrics import NotifierMetrics
+from shared import events
+from shared.clock import Clock
+from shared.errors import PermanentError, Reason, RetryableError
+from shared.messaging.port import Message
+from shared.retry import Step, choose_step
+
+log = structlog.get_logger()
+
+
+class Delivery:
+    """Delivers to one destination.
+
+    Args:
+        give_up_after: since the first failure.
+    """
+
+    def __init__(
+        self, name: str, channel: Channel, *, metrics: NotifierMetrics, give_up_after: timedelta, clock: Clock
+    ) -> None:
+        self._name = name
+        self._channel = channel
+        self._metrics = metrics
+        self._give_up_after = give_up_after
+        self._clock = clock
+
+    async def handle(self, message: Message) -> None:
+        """Deliver; raises as the channel classified it."""
+        event = events.decode(message.body)
+        started, outcome = monotonic(), "delivered"
+        with structlog.contextvars.bound_contextvars(subject=event.subject, traceparent=event.traceparent):
+            try:
+                await self._channel.deliver(event)
+            except RetryableError:
+                outcome = "retryable"
+                raise
+            except PermanentError:
+                outcome = "permanent"
+                raise
+            finally:
+                self._metrics.deliveries.labels(self._name, outcome).inc()
+                self._metrics.seconds.labels(self._name).observe(monotonic() - started)
+
+    def next_step(self, message: Message) -> Step | None:
+        """Return how long to wait after one more failure; None once it took too long."""
+        return choose_step(message.attempts + 1, now=self._clock(), end=message.first_seen + self._give_up_after)
+
+    async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
+        """Say in the log and the metrics that this destination will not hear of it."""
+        self._metrics.given_up.labels(self._name).inc()
+        log.error("delivery.given_up", destination=self._name, event_id=message.event_id, reason=reason, detail=detail)

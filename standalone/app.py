@@ -1,0 +1,88 @@
+"""All services in one process.
+
+Responsible for: composing the services over one broker, one registry and one operations server, making the secrets
+that are missing, and telling how to begin. It must not do any service's work.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from downloader.app import Downloader
+from downloader.fence import Opening
+from ingress.app import Ingress
+from notifier.app import Notifier
+from notifier.settings import load_destinations
+from shared import lifecycle
+from shared.messaging.factory import build_broker
+from shared.messaging.topology import DOWNLOADER, NOTIFIER, destination_queue
+from shared.metrics import MessagingMetrics
+from shared.settings import load
+from shared.vendors import Vendor
+from standalone.banner import banner
+from standalone.sample import sample_file
+from standalone.secrets import keep_tokens
+from standalone.settings import StandaloneSettings
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Run everything, settings from the environment."""
+    settings = with_tokens(load(StandaloneSettings))
+    destinations = load_destinations(settings.notify_config)
+    names = [destination.name for destination in destinations]
+    registry = CollectorRegistry()
+    metrics = MessagingMetrics(registry, "standalone", [DOWNLOADER, NOTIFIER, *map(destination_queue, names)])
+    broker = build_broker(settings, name="standalone", metrics=metrics, destinations=names)
+    async with AsyncExitStack() as stack:
+        link: str | None = None
+        openings: tuple[Opening, ...] = ()
+        if settings.sample_file:
+            link, opening = await stack.enter_async_context(sample_file())
+            openings = (opening,)
+        ingress = Ingress(settings, broker, registry)
+        services: list[lifecycle.Service] = [
+            ingress,
+            Downloader(settings, broker, registry, openings=openings),
+            Notifier(settings, destinations, broker, registry),
+        ]
+        greeting = asyncio.create_task(_greet(settings, ingress, link))
+        stack.callback(greeting.cancel)
+        await lifecycle.serve("standalone", settings, broker, services, registry, stop)
+
+
+def with_tokens(settings: StandaloneSettings) -> StandaloneSettings:
+    """Return the settings with a kept token for each vendor that the environment gives no secret."""
+    missing = [vendor for vendor in Vendor if not _has_secret(settings, vendor)]
+    if not missing:
+        return settings
+    kept = keep_tokens(settings.data_dir)
+    return settings.model_copy(update={f"{vendor}_callback_tokens": (SecretStr(kept[vendor]),) for vendor in missing})
+
+
+def _has_secret(settings: StandaloneSettings, vendor: Vendor) -> bool:
+    names = ("callback_tokens", "hmac_keys", "allow_unauthenticated")
+    return any(getattr(settings, f"{vendor}_{name}") for name in names)
+
+
+async def _greet(settings: StandaloneSettings, ingress: Ingress, sample_link: str | None) -> None:
+    await ingress.listening.wait()
+    text = banner(
+        local_url=f"http://{settings.ingress_host}:{ingress.port}",
+        public_url=settings.public_url,
+        tokens=_tokens(settings),
+        ops_url=f"http://{settings.ops_host}:{settings.ops_port}",
+        files=settings.storage_folder,
+        sample_link=sample_link,
+        color=sys.stdout.isatty(),
+    )
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _tokens(settings: StandaloneSettings) -> Mapping[Vendor, str]:
+    found = {vendor: getattr(settings, f"{vendor}_callback_tokens") for vendor in Vendor}
+    return {vendor: tokens[0].get_secret_value() for vendor, tokens in found.items() if tokens}

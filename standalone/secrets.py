@@ -1,0 +1,59 @@
+"""The secrets of the single process: made at the first start, kept under the data folder.
+
+Responsible for: a token for every vendor that the environment gives no secret, the same at every start. The file is
+readable by its owner alone. It must not print them: `standalone.app` does, on purpose.
+"""
+
+import os
+import secrets
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from shared.errors import StartError
+from shared.vendors import Vendor
+
+FILE_NAME = "secrets.toml"
+
+
+def keep_tokens(data_dir: Path) -> Mapping[Vendor, str]:
+    """Return the callback token of each vendor; those that are missing are made and kept.
+
+    Raises:
+        StartError: the file cannot be read or written.
+    """
+    path = data_dir / FILE_NAME
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        known = _read(path)
+        tokens = {vendor: known.get(vendor) or secrets.token_urlsafe(32) for vendor in Vendor}
+        if tokens != known:
+            _write(path, tokens)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StartError(
+            f"The secrets in {path} cannot be kept ({error}). Check the folder's rights, or remove the file to have"
+            " new ones made; the vendors then need the new callback URLs."
+        ) from error
+    return tokens
+
+
+def _read(path: Path) -> dict[Vendor, str]:
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    found = document.get("callback_tokens", {})
+    return {vendor: found[vendor] for vendor in Vendor if isinstance(found.get(vendor), str)}
+
+
+def _write(path: Path, tokens: Mapping[Vendor, str]) -> None:
+    lines = ["# Made by Wavekeep at its first start. Whoever knows a token can send callbacks.", "[callback_tokens]"]
+    lines += [f'{vendor} = "{token}"' for vendor, token in tokens.items()]
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file, "w") as stream:
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

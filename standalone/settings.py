@@ -1,0 +1,25 @@
+"""The settings of the single process: those of every service, and what only it needs.
+
+Responsible for: one model over all of them. It must not add meaning to a setting of another room.
+"""
+
+from pydantic import Field
+
+from downloader.settings import DownloaderSettings
+from ingress.settings import IngressSettings
+from notifier.settings import NotifierSettings
+from shared.settings import Port
+
+
+class StandaloneSettings(IngressSettings, DownloaderSettings, NotifierSettings):
+    """What the single process needs to know."""
+
+    ops_port: Port = Field(default=9100, description="Port of the operations server; 0 takes a free one.")
+    public_url: str | None = Field(
+        default=None,
+        description="Address vendors reach the ingress under, for the callback URLs that are printed.",
+    )
+    sample_file: bool = Field(
+        default=True,
+        description="Serve a sample WAV on loopback, opened in the fence, so that the printed `curl` line works.",
+    )
