@@ -1,0 +1,52 @@
+# Everything a checkout needs, from python3, git and make alone. `make` prints the list below.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+BROKER ?= embedded
+PYTHON := .venv/bin/python
+
+# What says that .venv holds what the locks and pyproject.toml ask for.
+RUN_READY := .venv/.run-ready
+DEV_READY := .venv/.dev-ready
+
+.PHONY: help run demo test check format docs lock clean
+
+help:  ## Print this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(RUN_READY)  ## Run ingress, downloader and notifier in one process, on embedded parts
+	@exec $(PYTHON) -m standalone
+
+demo: $(RUN_READY)  ## Show one conversion from callback to kept file (BROKER=embedded or rabbitmq)
+	@exec $(PYTHON) -m simulator.demo --broker $(BROKER)
+
+test: check  ## Check, then run every test
+	@$(PYTHON) -m pytest
+
+check: $(DEV_READY)  ## Formatting, lint, import rules and types; changes nothing
+	@.venv/bin/ruff format --check --quiet
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/lint-imports --no-logo
+	@.venv/bin/mypy
+
+format: $(DEV_READY)  ## Format the code and correct what can be corrected
+	@.venv/bin/ruff check --quiet --fix-only
+	@.venv/bin/ruff format --quiet
+
+docs: $(DEV_READY)  ## Write what the documentation repeats from the code
+	@PYTHONPATH=. $(PYTHON) docs/build.py
+
+lock:  ## Choose the versions of all dependencies anew (network)
+	@deploy/lock.sh
+
+clean:  ## Delete .venv and caches; the data folder stays
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN_READY): requirements/run.txt pyproject.toml deploy/bootstrap.sh
+	@deploy/bootstrap.sh run
+
+$(DEV_READY): requirements/run.txt requirements/dev.txt pyproject.toml deploy/bootstrap.sh
+	@deploy/bootstrap.sh dev
