@@ -15,24 +15,32 @@ from shared.settings import ServiceSettings
 
 
 def build_broker(
-    settings: ServiceSettings, *, name: str, metrics: MessagingMetrics, destinations: Sequence[str] = ()
+    settings: ServiceSettings,
+    *,
+    name: str,
+    metrics: MessagingMetrics,
+    destinations: Sequence[str] = (),
+    operator: bool = False,
 ) -> Broker:
     """Build the broker that `WAVEKEEP_BROKER_URL` names.
 
     Args:
         name: of the process, as the broker's own lists show it.
         destinations: of the notifier, where this process is to declare and consume their queues.
+        operator: for the command line, which works beside the services and declares nothing by the way.
     """
     path = settings.embedded_path
     if path is not None:
-        return EmbeddedBroker(path, topology(destinations), metrics=metrics, grace_time_s=settings.grace_time_s)
+        return EmbeddedBroker(
+            path, topology(destinations), metrics=metrics, owner=not operator, grace_time_s=settings.grace_time_s
+        )
     assert settings.broker_url is not None
     return RabbitBroker(
         settings.broker_url.get_secret_value(),
         topology(destinations),
         metrics=metrics,
         name=f"wavekeep {name}",
-        declare=settings.declare_topology,
+        declare=settings.declare_topology and not operator,
         publish_timeout_s=settings.publish_timeout_s,
         grace_time_s=settings.grace_time_s,
     )
