@@ -63,6 +63,9 @@ class Opening:
     network: IPv4Network | IPv6Network
     port: int | None = None
 
+    def __str__(self) -> str:
+        return str(self.network) if self.port is None else f"{self.network} port {self.port}"
+
     def covers(self, address: IPv4Address | IPv6Address, port: int) -> bool:
         """Tell whether it opens this address at this port."""
         return self.port in {None, port} and address in self.network

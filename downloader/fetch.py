@@ -197,13 +197,9 @@ class Fetcher:
         limit_s = self._limits.connect_timeout_s + self._limits.rate_window_s
         try:
             async with asyncio.timeout(limit_s):
-                response = await session.get(target, allow_redirects=False)
+                return await session.get(target, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as error:
             raise gate.refusal or translated(error, target) from None
-        if gate.refusal is not None:
-            response.close()
-            raise gate.refusal
-        return response
 
     async def _receive(self, response: aiohttp.ClientResponse, sink: Sink) -> Fetched:
         check_status(response)

@@ -18,7 +18,8 @@ class Gate(AbstractResolver):
 
     It judges what the DNS answers, all of it, and again the address each socket is opened for: an address that is
     written in the URL is never resolved, and no answer can change between the check and the connection.
-    A refusal is remembered and told to aiohttp as an `OSError`, the one kind of failure that it handles everywhere.
+    A refusal is remembered, holds for every further address of the hop, and is told to aiohttp as an `OSError`, the
+    one kind of failure that it handles everywhere.
     """
 
     def __init__(self, fence: Fence, scheme: str, resolver: AbstractResolver) -> None:
@@ -49,9 +50,8 @@ class Gate(AbstractResolver):
 
     def _judge(self, address: str, port: int) -> None:
         try:
-            if self.refusal is None:
-                self._fence.judge_address(address, port, scheme=self._scheme)
+            self._fence.judge_address(address, port, scheme=self._scheme)
         except PermanentError as error:
-            self.refusal = error
+            self.refusal = self.refusal or error
         if self.refusal is not None:
             raise PermissionError(self.refusal.detail)
