@@ -6,11 +6,13 @@ neither network nor disk.
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from ingress.http import build_app
+from ingress.connection import EdgeRunner
+from ingress.http import build_app, refuse
 from ingress.intake import Intake
 from ingress.metrics import IngressMetrics
 from ingress.settings import IngressSettings
@@ -63,7 +65,15 @@ class Ingress:
                 log.warning("vendor.unauthenticated", vendor=str(vendor), detail="anybody's callback is believed")
         settings = self._settings
         async with serving(
-            self._app, settings.ingress_host, settings.ingress_port, shutdown_timeout_s=settings.grace_time_s
+            self._app,
+            settings.ingress_host,
+            settings.ingress_port,
+            shutdown_timeout_s=settings.grace_time_s,
+            make_runner=partial(
+                EdgeRunner,
+                refuse=partial(refuse, self._metrics),
+                head_timeout_s=settings.ingress_body_timeout_s,
+            ),
         ) as self.port:
             log.info(
                 "ingress.listening",

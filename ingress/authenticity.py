@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -29,10 +29,10 @@ class Doubt(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The secrets of one vendor. Several tokens or keys are valid at once while rotating."""
+    """The secrets of one vendor, which no text of it shows. Several tokens or keys are valid at once while rotating."""
 
-    tokens: tuple[bytes, ...] = ()
-    hmac_keys: tuple[bytes, ...] = ()
+    tokens: tuple[bytes, ...] = field(default=(), repr=False)
+    hmac_keys: tuple[bytes, ...] = field(default=(), repr=False)
     allow_unauthenticated: bool = False
 
     @property

@@ -150,7 +150,7 @@ def _checked_task_id(task_id: str) -> str:
 
 def _code(document: Mapping[str, Any], data: Mapping[str, Any]) -> int | None:
     code = _number(document.get("code"))
-    if code is None and data.get("state") in {"success", "fail"}:
+    if code is None and data.get("state") in ("success", "fail"):  # a set would fault on an unhashable state
         return SUCCESS_CODE
     return code
 

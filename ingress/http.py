@@ -26,7 +26,6 @@ LARGEST_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 30
 
 _RECEIVED = b'{"status": "received"}'
-_CLOSE = {"Connection": "close"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,6 +40,26 @@ def build_app(intake: Intake, *, metrics: IngressMetrics, body_timeout_s: float)
     return app
 
 
+def refuse(metrics: IngressMetrics, error: RefusedError, *, path: str = "", duration_s: float = 0.0) -> web.Response:
+    """Count and log a refusal once; return its answer.
+
+    Args:
+        path: percent-encoded, without the query; empty where none could be read.
+        duration_s: since the head was read.
+    """
+    metrics.refused.labels(str(error.refusal)).inc()
+    metrics.answer_seconds.observe(duration_s)
+    log.warning(
+        "callback.refused",
+        path=path,
+        status=error.status,
+        refusal=str(error.refusal),
+        detail=error.detail,
+        duration_s=round(duration_s, 4),
+    )
+    return error.response()
+
+
 class _Edge:
     def __init__(self, intake: Intake, metrics: IngressMetrics, body_timeout_s: float) -> None:
         self._intake = intake
@@ -52,7 +71,7 @@ class _Edge:
             vendor = Vendor(request.match_info["vendor"])
         except ValueError:
             names = ", ".join(Vendor)
-            raise RefusedError(Refusal.UNKNOWN_VENDOR, f"Vendors are {names}.", _CLOSE) from None
+            raise RefusedError(Refusal.UNKNOWN_VENDOR, f"Vendors are {names}.") from None
         return await self._receive(request, vendor)
 
     def receive_for(self, vendor: Vendor) -> Handler:
@@ -74,7 +93,7 @@ class _Edge:
             event = await self._intake.take(vendor, body, proofs, request.headers.get("traceparent"))
         except NotAuthenticError as error:
             self._metrics.doubted.labels(str(error.doubt)).inc()
-            raise RefusedError(Refusal.UNAUTHENTIC, f"Not believed: {error.doubt}.", _CLOSE) from error
+            raise RefusedError(Refusal.UNAUTHENTIC, f"Not believed: {error.doubt}.") from error
         except MalformedCallbackError as error:
             raise RefusedError(Refusal.MALFORMED, str(error)) from error
         except BrokerError as error:
@@ -101,22 +120,22 @@ class _Edge:
     async def _read(self, request: web.Request) -> bytes:
         """Read the body within its bounds of type, size and time."""
         if "Content-Encoding" in request.headers:
-            raise RefusedError(Refusal.ENCODED, "No Content-Encoding is taken.", _CLOSE)
+            raise RefusedError(Refusal.ENCODED, "No Content-Encoding is taken.")
         if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
-            raise RefusedError(Refusal.WRONG_TYPE, "Send Content-Type: application/json.", _CLOSE)
+            raise RefusedError(Refusal.WRONG_TYPE, "Send Content-Type: application/json.")
         if (request.content_length or 0) > LARGEST_BODY_BYTES:
-            raise RefusedError(Refusal.TOO_LARGE, f"At most {LARGEST_BODY_BYTES} bytes are read.", _CLOSE)
+            raise RefusedError(Refusal.TOO_LARGE, f"At most {LARGEST_BODY_BYTES} bytes are read.")
         body = bytearray()
         try:
             async with asyncio.timeout(self._body_timeout_s):
                 while chunk := await request.content.readany():
                     body += chunk
                     if len(body) > LARGEST_BODY_BYTES:
-                        raise RefusedError(Refusal.TOO_LARGE, f"At most {LARGEST_BODY_BYTES} bytes are read.", _CLOSE)
+                        raise RefusedError(Refusal.TOO_LARGE, f"At most {LARGEST_BODY_BYTES} bytes are read.")
         except TimeoutError:
-            raise RefusedError(Refusal.TOO_SLOW, f"It took over {self._body_timeout_s:g} s.", _CLOSE) from None
+            raise RefusedError(Refusal.TOO_SLOW, f"It took over {self._body_timeout_s:g} s.") from None
         except (web.RequestPayloadError, BadHttpMessage, ConnectionError) as error:
-            raise RefusedError(Refusal.CUT_OFF, "It ended early.", _CLOSE) from error
+            raise RefusedError(Refusal.CUT_OFF, "It ended early.") from error
         return bytes(body)
 
     @web.middleware
@@ -132,19 +151,12 @@ class _Edge:
         except web.HTTPException:
             error = RefusedError(Refusal.NOT_FOUND, "Callbacks go to /callbacks/{vendor}.")
         except Exception:
-            log.exception("callback.failed", path=request.path)
+            log.exception("callback.failed", path=request.rel_url.raw_path[:100])
             error = RefusedError(Refusal.FAULT, "It was logged; send the callback again.")
         else:
             self._metrics.answer_seconds.observe(monotonic() - started)
             return response
-        self._metrics.refused.labels(str(error.refusal)).inc()
-        self._metrics.answer_seconds.observe(monotonic() - started)
-        log.warning(
-            "callback.refused",
-            path=request.path[:100],
-            status=error.status,
-            refusal=str(error.refusal),
-            detail=error.detail,
-            duration_s=round(monotonic() - started, 4),
-        )
-        return error.response()
+        answer = refuse(self._metrics, error, path=request.rel_url.raw_path[:100], duration_s=monotonic() - started)
+        if not request.content.is_eof():
+            answer.force_close()
+        return answer

@@ -6,7 +6,7 @@ nor which broker confirms. What it returns was durable before.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ingress import callback
@@ -22,9 +22,9 @@ from shared.vendors import Vendor
 class Proofs:
     """What a request presents to be believed."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     timestamp: str | None = None
-    signature: str | None = None
+    signature: str | None = field(default=None, repr=False)
 
 
 class NotAuthenticError(Exception):

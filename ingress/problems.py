@@ -34,7 +34,7 @@ _STATUS_AND_TITLE: dict[Refusal, tuple[int, str]] = {
     Refusal.UNKNOWN_VENDOR: (404, "There is no such vendor"),
     Refusal.NOT_FOUND: (404, "There is nothing here"),
     Refusal.METHOD: (405, "Callbacks come by POST"),
-    Refusal.TOO_SLOW: (408, "The body came too slowly"),
+    Refusal.TOO_SLOW: (408, "The callback came too slowly"),
     Refusal.TOO_LARGE: (413, "The body is too large"),
     Refusal.WRONG_TYPE: (415, "The body must be application/json in UTF-8"),
     Refusal.ENCODED: (415, "The body must not be encoded"),

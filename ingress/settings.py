@@ -25,7 +25,7 @@ class IngressSettings(ServiceSettings):
         default=8.0,
         gt=0,
         lt=15,
-        description="Seconds a callback's body may take to arrive; the vendor gives up after 15.",
+        description="Seconds a head or a body may take to arrive; the vendor gives up after 15.",
     )
     signature_tolerance_s: float = Field(
         default=1_800.0,

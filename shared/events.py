@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID, uuid5
 
 import msgspec
@@ -31,6 +31,9 @@ _NAMESPACE = UUID("6d0b7a5e-51f4-5c0c-9a53-2f6f0c1f7b6a")
 
 Trust = Literal["token", "signature", "none"]
 Origin = Literal["callback", "poll", "manual"]
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""Aware: on the wire, a time without a zone is malformed (RFC 3339)."""
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +62,8 @@ class ReportSucceeded(Data, frozen=True, kw_only=True):
     url: str
     code: int
     message: str
-    received_at: datetime
-    deadline: datetime
+    received_at: Instant
+    deadline: Instant
     trust: tuple[Trust, ...]
     origin: Origin = "callback"
 
@@ -80,8 +83,8 @@ class ReportFailed(Data, frozen=True, kw_only=True):
     task_id: str
     code: int
     message: str
-    received_at: datetime
-    deadline: datetime
+    received_at: Instant
+    deadline: Instant
     trust: tuple[Trust, ...]
     origin: Origin = "callback"
 
@@ -101,7 +104,7 @@ class ReportUnrecognised(Data, frozen=True, kw_only=True):
     task_id: str | None
     explanation: str
     body: str | None
-    received_at: datetime
+    received_at: Instant
     trust: tuple[Trust, ...]
     origin: Origin = "callback"
     body_sha256: str
@@ -158,7 +161,7 @@ class ConversionStored(Data, frozen=True, kw_only=True):
     evidence: Evidence
     quality: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    stored_at: datetime
+    stored_at: Instant
 
 
 class ConversionRejected(Data, frozen=True, kw_only=True):
@@ -172,7 +175,7 @@ class ConversionRejected(Data, frozen=True, kw_only=True):
     reason: Reason
     detail: str
     code: int | None = None
-    rejected_at: datetime
+    rejected_at: Instant
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -198,7 +201,7 @@ class ConversionConflicting(Data, frozen=True, kw_only=True):
     claimed_code: int | None = None
     kept_identity: str
     claimed_identity: str
-    received_at: datetime
+    received_at: Instant
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -215,7 +218,7 @@ class ConversionAtRisk(Data, frozen=True, kw_only=True):
     vendor: Vendor
     task_id: str
     threshold_percent: int
-    deadline: datetime
+    deadline: Instant
     last_reason: Reason
     attempts: int
 
@@ -250,7 +253,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     type: str
     subject: str
-    time: datetime
+    time: Instant
     datacontenttype: Literal["application/json"] = "application/json"
     traceparent: str
     data: Data
@@ -267,7 +270,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     type: str
     subject: str
-    time: datetime
+    time: Instant
     traceparent: str | None = None
     data: msgspec.Raw
 

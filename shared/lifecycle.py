@@ -46,6 +46,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     Returns:
         The exit status.
     """
+    logs.configure("wavekeep")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_told(main))

@@ -1,9 +1,11 @@
 """Which link is which: comparing and showing the URLs of files.
 
 Responsible for: reducing a link to what identifies the file (signature and expiry parameters removed), and to what may
-be shown in public (no query at all). It must not judge whether a link may be fetched: that is the downloader's fence.
+be shown in public (no query at all), also within a sentence. It must not judge whether a link may be fetched: that is
+the downloader's fence.
 """
 
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 _SIGNATURE_PREFIXES = ("x-amz-", "x-goog-", "x-oss-", "x-cos-", "x-obs-", "q-")
@@ -15,6 +17,10 @@ _SIGNATURE_NAMES = frozenset(
         "auth_key", "sign", "token", "hdnea", "hdnts", "verify",
     }
 )  # fmt: skip
+
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^\s'\"<>]+", re.IGNORECASE)
+_PARAMETERS = re.compile(r"\?[^\s?='\"<>]*=[^\s'\"<>]*")
+"""What is left of a link with a raw space in it."""
 
 
 def identity(url: str) -> str:
@@ -38,6 +44,11 @@ def public(url: str) -> str:
     except ValueError:
         return "(unreadable link)"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def public_text(text: str) -> str:
+    """Return a sentence of somebody else's with every link in it made public. Never raises."""
+    return _PARAMETERS.sub("", _URL.sub(lambda link: public(link[0]), text))
 
 
 def _signs(name: str) -> bool:

@@ -7,14 +7,16 @@ that keeps query strings out. It must not decide what is logged.
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import structlog
 
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
-_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"<>]+@", re.IGNORECASE)
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
+_PARAMETERS = re.compile(r"\?[^\s?='\"<>]*=[^\s'\"<>]*")
+_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)[^\s/?'\"<>]+@", re.IGNORECASE)
 
 
 def configure(service: str, *, log_format: str = "auto", level: str = "info") -> None:
@@ -32,7 +34,7 @@ def configure(service: str, *, log_format: str = "auto", level: str = "info") ->
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _named(service),
         structlog.processors.StackInfoRenderer(),
-        structlog.processors.ExceptionRenderer() if not columns else _unchanged,
+        structlog.processors.ExceptionRenderer(),
         without_queries,
     ]
     structlog.configure(
@@ -46,7 +48,9 @@ def configure(service: str, *, log_format: str = "auto", level: str = "info") ->
         cache_logger_on_first_use=True,
     )
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if columns else structlog.processors.JSONRenderer(serializer=_json)
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if columns
+        else structlog.processors.JSONRenderer(serializer=_json)
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -63,11 +67,29 @@ def configure(service: str, *, log_format: str = "auto", level: str = "info") ->
 
 
 def without_queries(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Cut the query and the credentials off every URL in a record's text: the last net, not the first."""
+    """Cut queries and the credentials of URLs out of every field of a record: the last net, not the first.
+
+    A value that JSON does not know is told as text. Lone surrogates, which nothing can encode, are escaped.
+    """
     for key, value in record.items():
-        if isinstance(value, str) and "://" in value:
-            record[key] = _PASSWORD.sub(r"\1…@", _QUERY.sub(r"\1?…", value))
+        if not key.startswith("_"):
+            record[key] = _cut(value)
     return record
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str):
+        text = str(value).encode("utf-8", "backslashreplace").decode()
+        if "?" in text or "://" in text:
+            text = _PARAMETERS.sub("?…", _PASSWORD.sub(r"\1…@", _QUERY.sub(r"\1?…", text)))
+        return text
+    if value is None or isinstance(value, bool | int | float | datetime):
+        return value
+    if isinstance(value, Mapping):
+        return {_cut(str(key)): _cut(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cut(one) for one in value]
+    return _cut(str(value))
 
 
 def _named(service: str) -> structlog.typing.Processor:
@@ -76,10 +98,6 @@ def _named(service: str) -> structlog.typing.Processor:
         return record
 
     return add
-
-
-def _unchanged(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return record
 
 
 def _json(record: Any, **_: Any) -> str:

@@ -13,6 +13,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from shared.errors import StartError
+
 log = structlog.get_logger()
 
 Checks = Callable[[], Mapping[str, bool]]
@@ -69,14 +71,29 @@ async def operations(
 
 @asynccontextmanager
 async def serving(
-    app: web.Application, host: str, port: int, *, shutdown_timeout_s: float = 5.0
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    shutdown_timeout_s: float = 5.0,
+    make_runner: Callable[..., web.AppRunner] = web.AppRunner,
 ) -> AsyncGenerator[int, None]:
-    """Serve an application while the context lasts; yields the port. On leaving, answers in progress may finish."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown_timeout_s)
+    """Serve an application while the context lasts; yields the port. On leaving, answers in progress may finish.
+
+    Raises:
+        StartError: the address cannot be listened on.
+    """
+    runner = make_runner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown_timeout_s)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, reuse_address=True)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise StartError(
+                f"{host}:{port} cannot be listened on ({error.strerror}). Is another process there? Set another"
+                " WAVEKEEP_INGRESS_PORT or WAVEKEEP_OPS_PORT; 0 takes a free one."
+            ) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

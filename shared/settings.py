@@ -5,13 +5,12 @@ its own in its own `settings` module. Catalogue: `docs/configuration.md`, held a
 read the environment on import, and no secret may show in an error.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import StartError
@@ -23,19 +22,24 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _storage(value: str) -> str:
-    if urlsplit(value).scheme != "file" or not urlsplit(value).path.startswith("/"):
-        raise ValueError("must be a folder as file:///absolute/path; object stores are not supported yet")
-    return value
-
-
 def _broker(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme == "embedded" and parts.path.startswith("/") and not parts.netloc:
         return value
-    if parts.scheme in {"amqp", "amqps"} and parts.hostname:
+    try:
+        whole = parts.scheme in {"amqp", "amqps"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # its text would show what stands where the port should: often the rest of a password that holds a slash
+        raise ValueError("has no port where one should be; write / in a password as %2F") from None
+    if whole:
         return value
     raise ValueError("must be embedded:///absolute/path, amqp://… or amqps://…")
+
+
+def _file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError("must name a file that is there")
+    return value
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -69,7 +73,7 @@ class ServiceSettings(BaseSettings):
     publish_timeout_s: float = Field(
         default=5.0, gt=0, le=10, description="Seconds a publish may take to be confirmed."
     )
-    notify_config: Path | None = Field(
+    notify_config: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,
         description="TOML file of the notifier's destinations; the topology has a queue for each. Default: one `log`.",
     )
@@ -95,12 +99,6 @@ class ServiceSettings(BaseSettings):
         path = Path(parts.path)
         return path / "queue.sqlite3" if path.is_dir() else path
 
-    @model_validator(mode="after")
-    def _check_notify_config(self) -> Self:
-        if self.notify_config is not None and not self.notify_config.is_file():
-            raise ValueError(f"{PREFIX}NOTIFY_CONFIG: there is no file {self.notify_config}")
-        return self
-
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -114,13 +112,28 @@ def load(model: type[S], **overrides: Any) -> S:
     try:
         return model(**overrides)
     except ValidationError as error:
-        lines = [_told(problem) for problem in error.errors(include_input=False, include_url=False)]
-        raise StartError("These settings must be corrected:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        lines = "\n".join(f"  {line}" for line in _problems(model, overrides, error))
+        raise StartError(f"These settings must be corrected:\n{lines}") from None
 
 
-def networks(values: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    """Read networks or single addresses; ValueError names the one that is neither."""
-    return tuple(ipaddress.ip_network(value, strict=False) for value in values)
+def _problems(model: type[S], overrides: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """Tell everything that is wrong, also between settings.
+
+    Relations are checked only once every single setting is right: so they are checked again with defaults in the place
+    of those that are wrong, leaving out what then concerns these.
+    """
+    problems = error.errors(include_input=False, include_url=False)
+    wrong = {str(problem["loc"][0]) for problem in problems if problem["loc"]} & set(model.model_fields)
+    lines = list(dict.fromkeys(_told(problem) for problem in problems))
+    if wrong:
+        defaults = {name: model.model_fields[name].get_default(call_default_factory=True) for name in wrong}
+        try:
+            model(**{**overrides, **defaults})
+        except ValidationError as further:
+            names = tuple(f"{PREFIX}{name.upper()}" for name in wrong)
+            told = [_told(problem) for problem in further.errors(include_input=False, include_url=False)]
+            lines += [line for line in told if not any(name in line for name in names)]
+    return lines
 
 
 def _told(problem: Mapping[str, Any]) -> str:
