@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from downloader.fetch import Fetched, Sink
-from downloader.manifest import Manifest, Rejection, read_manifest, write
+from downloader.manifest import Manifest, Rejection, read_manifest, read_rejection, write
 from downloader.metrics import DownloaderMetrics
 from downloader.names import Names, names_of
 from downloader.staging import Attempt, Staging
@@ -34,7 +34,7 @@ from shared.events import (
     ReportFailed,
     ReportSucceeded,
 )
-from shared.links import identity, public
+from shared.links import identity, public, public_text
 from shared.messaging.port import Message, Publisher
 from shared.retry import Step, at_risk_marks, choose_step
 
@@ -105,13 +105,17 @@ class Custody:
         return choose_step(message.attempts + 1, now=self._clock(), end=report.deadline, marks=marks)
 
     async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
-        """Tell that a report is given up, before it is parked. What is no report is only parked."""
+        """Tell that a report is given up, before it is parked.
+
+        What is no report, or stands beside a manifest that only a person can read, is parked without a word.
+        """
         try:
             event, report = _report(message)
+            names = names_of(report.vendor, report.task_id)
+            manifest = await self._manifest(names)
         except PermanentError:
             return
-        names = names_of(report.vendor, report.task_id)
-        if await self._manifest(names) is None:
+        if manifest is None:
             await self._reject(event, report, names, reason, detail)
 
     async def _vendor_succeeded(self, event: Event, report: ReportSucceeded, names: Names, message: Message) -> None:
@@ -130,7 +134,7 @@ class Custody:
     async def _vendor_failed(self, event: Event, report: ReportFailed, names: Names) -> None:
         manifest = await self._manifest(names)
         if manifest is None:
-            await self._reject(event, report, names, Reason.VENDOR_FAILED, report.message)
+            await self._reject(event, report, names, Reason.VENDOR_FAILED, public_text(report.message))
         else:
             await self._announce_stored(event, manifest, names)
             await self._announce_conflict(event, manifest, names, report, f"code-{report.code}")
@@ -142,7 +146,7 @@ class Custody:
                 fetched = await self._source.fetch(report.url, attempt)
                 manifest = await self._prove(event, report, names, attempt, fetched)
                 await self._storage.keep(attempt.path, manifest.audio)
-            await self._read_again(manifest)
+            await self._read_again(manifest, names)
             if await self._storage.create(names.manifest, write(manifest)):
                 outcome.stored(manifest.size_bytes)
                 log.info("file.stored", audio=manifest.audio, size_bytes=manifest.size_bytes, sha256=manifest.sha256)
@@ -183,15 +187,20 @@ class Custody:
             traceparent=event.traceparent,
         )
 
-    async def _read_again(self, manifest: Manifest) -> None:
+    async def _read_again(self, manifest: Manifest, names: Names) -> None:
         """Check what is kept against what was proven, before it is called stored."""
         if await self._storage.digest(manifest.audio) != (manifest.size_bytes, manifest.sha256):
-            await self._storage.delete(manifest.audio)
+            if await self._manifest(names) is None:  # else another writer's manifest may describe this very file
+                await self._storage.delete(manifest.audio)
             raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
 
     async def _manifest(self, names: Names) -> Manifest | None:
         content = await self._storage.read(names.manifest)
         return None if content is None else read_manifest(content)
+
+    async def _rejection(self, names: Names) -> Rejection | None:
+        content = await self._storage.read(names.rejected)
+        return None if content is None else read_rejection(content)
 
     async def _announce_stored(self, event: Event, manifest: Manifest, names: Names) -> None:
         if await self._announce(event, manifest.announcement(), manifest.stored_at, names.announced):
@@ -206,7 +215,10 @@ class Custody:
             code=report.code if isinstance(report, ReportFailed) else None,
             rejected_at=self._clock().astimezone(UTC),
         )
-        await self._storage.create(names.rejected, write(rejection))
+        if not await self._storage.create(names.rejected, write(rejection)):
+            earlier = await self._rejection(names)
+            if earlier is not None and earlier.reason == reason:
+                rejection = earlier  # the same fact is told again in the same words
         told = await self._announce(
             event,
             ConversionRejected(

@@ -5,13 +5,15 @@ hold anything that opens the link: no query, no secret.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from shared.errors import PermanentError, Reason
 from shared.events import ConversionStored, Evidence, Format
 from shared.vendors import Vendor
+
+R = TypeVar("R")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +85,20 @@ def read_manifest(content: bytes) -> Manifest:
     Raises:
         PermanentError: it is damaged or of a later version; only a person can tell which.
     """
+    return _read(content, Manifest)
+
+
+def read_rejection(content: bytes) -> Rejection:
+    """Read the record of a rejection.
+
+    Raises:
+        PermanentError: as for a manifest.
+    """
+    return _read(content, Rejection)
+
+
+def _read(content: bytes, kind: type[R]) -> R:
     try:
-        return msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise PermanentError(Reason.STORAGE_FAILED, f"a manifest cannot be read: {error}") from error
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PermanentError(Reason.STORAGE_FAILED, f"a record cannot be read: {error}") from error

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PLAIN = re.compile(r"(?![0-9a-f]{64})[A-Za-z0-9_-]{1,64}")
+"""What looks like a SHA-256 is not plain, so that no id can take the name of another one that stands as its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ bytes, and for leaving nothing behind. It must not know where the bytes come fro
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from downloader.storage import sweep, translating
 from downloader.wav import Judgement, Walker
-from shared.errors import StartError
+from shared.errors import RetryableError, StartError
 
 
 class Attempt:
@@ -109,8 +110,14 @@ class Staging:
             with translating():
                 return Attempt(self._folder / f"{uuid.uuid4().hex}.part")
 
-        attempt = await loop.run_in_executor(self._executor, begin)
+        beginning = loop.run_in_executor(self._executor, begin)
         try:
-            yield attempt
+            yield await asyncio.shield(beginning)
         finally:
-            await asyncio.shield(loop.run_in_executor(self._executor, attempt.close))
+            await asyncio.shield(self._end(beginning))
+
+    async def _end(self, beginning: asyncio.Future[Attempt]) -> None:
+        """Close an attempt, also one whose beginning was cancelled while the thread was still at it."""
+        with contextlib.suppress(RetryableError):
+            attempt = await beginning
+            await asyncio.get_running_loop().run_in_executor(self._executor, attempt.close)

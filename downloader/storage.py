@@ -80,9 +80,12 @@ class FolderStorage:
     async def start(self) -> None:
         """See the port."""
         try:
-            await self._run(self._prepare)
-            won_twice = [await self.create(_PROBE, b"probe"), await self.create(_PROBE, b"probe")] != [True, False]
-            await self.delete(_PROBE)
+            lock = await self._run(self._prepare)
+            try:
+                won_twice = [await self.create(_PROBE, b"probe"), await self.create(_PROBE, b"probe")] != [True, False]
+                await self.delete(_PROBE)
+            finally:
+                os.close(lock)
         except RetryableError as error:
             raise StartError(
                 f"Files cannot be kept in {self._root} ({error.detail}). Check the folder's rights and free space, or"
@@ -147,10 +150,21 @@ class FolderStorage:
         """See the port."""
         return (self._root / key).as_uri()
 
-    def _prepare(self) -> None:
-        (self._root / _TEMPORARY).mkdir(parents=True, exist_ok=True, mode=0o700)
-        sweep(self._root / _TEMPORARY)
-        (self._root / _PROBE).unlink(missing_ok=True)
+    def _prepare(self) -> int:
+        """Make the folders, sweep, and return a lock: others that start on this root wait until it is closed."""
+        for folder in (self._root, self._root / _TEMPORARY):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                sync_folder(folder.parent)
+        lock = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sweep(self._root / _TEMPORARY)
+            (self._root / _PROBE).unlink(missing_ok=True)
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
 
     def _keep(self, staged: Path, key: str) -> None:
         with self._folder(key, create=True) as (folder, name):
@@ -164,7 +178,7 @@ class FolderStorage:
                         _write_all(copy, block)
                     os.fsync(copy)
                     os.rename(path, name, dst_dir_fd=folder)
-                staged.unlink()
+                staged.unlink(missing_ok=True)
             os.fsync(folder)
 
     def _create(self, key: str, content: bytes) -> bool:
@@ -175,7 +189,8 @@ class FolderStorage:
                 os.link(path, name, dst_dir_fd=folder, follow_symlinks=False)
             except FileExistsError:
                 return False
-            os.fsync(folder)
+            finally:
+                os.fsync(folder)  # also of what another writer linked: from here on we rely on it
             return True
 
     @contextlib.contextmanager
@@ -232,14 +247,21 @@ def sweep(folder: Path) -> int:
     """Remove the temporary files whose writers are gone; return how many. A living writer holds a lock on its file."""
     swept = 0
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            path.unlink(missing_ok=True)
+        # a living writer may end, or another process sweep, at any moment
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
             swept += 1
     return swept
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _make_folder(name: str, parent: int) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
+import structlog
 from prometheus_client import CollectorRegistry
 
 from notifier.channels import Channel, LogChannel, WebhookChannel
@@ -22,6 +23,8 @@ from shared.messaging.port import Broker, Subscription
 from shared.messaging.topology import NOTIFIER, destination_queue
 from shared.metrics import MessagingMetrics
 from shared.settings import load
+
+log = structlog.get_logger()
 
 SPLIT_CONCURRENCY = 8
 
@@ -51,7 +54,7 @@ class Notifier:
             )
         ]
         for destination in destinations:
-            channel = _channel(destination, clock)
+            channel = build_channel(destination, clock)
             delivery = Delivery(
                 destination.name, channel, metrics=metrics, give_up_after=settings.notify_give_up_after, clock=clock
             )
@@ -72,6 +75,8 @@ class Notifier:
         Raises:
             StartError: a destination's secret cannot be used.
         """
+        if not self._channels:
+            log.warning("notifier.silent", detail="the file of destinations names none: nobody is told anything")
         async with AsyncExitStack() as stack:
             for channel in self._channels:
                 stack.push_async_callback(channel.close)
@@ -85,7 +90,8 @@ class Notifier:
         return {"notifier": all(self._broker.consuming(subscription.queue) for subscription in self._subscriptions)}
 
 
-def _channel(destination: Destination, clock: Clock) -> Channel:
+def build_channel(destination: Destination, clock: Clock) -> Channel:
+    """Return the way to a destination."""
     if isinstance(destination, LogDestination):
         return LogChannel(destination.name)
     return WebhookChannel(destination, clock=clock)

@@ -107,11 +107,11 @@ class WebhookChannel:
         try:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 status = answer.status
-        except TimeoutError as error:
+        except TimeoutError:
             raise RetryableError(
                 Reason.DESTINATION_UNREACHABLE, f"no answer within {self._destination.timeout_s:g} s"
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:  # it may quote the URL, which may be a secret
             raise RetryableError(Reason.DESTINATION_UNREACHABLE, type(error).__name__) from None
         if 200 <= status < 300:
             return
@@ -134,17 +134,23 @@ class WebhookChannel:
                 secret = destination.secret_file.read_text("utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise StartError(f"destination {destination.name}: its secret_file cannot be read: {error}") from error
-        return None if not secret else webhook_key(destination.name, secret)
+        return None if secret is None else webhook_key(destination.name, secret)
 
 
 def webhook_key(name: str, secret: str) -> bytes:
-    """Return the key a secret stands for: base64, with or without `whsec_` before it."""
+    """Return the key a secret stands for: base64, with or without `whsec_` before it.
+
+    Raises:
+        StartError: it is not base64, or empty: a destination that is to be signed is never served unsigned.
+    """
     try:
-        return base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+        if key := base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True):
+            return key
     except (binascii.Error, ValueError):
-        raise StartError(
-            f"destination {name}: its secret must be base64, as `whsec_…`; make one with: openssl rand -base64 32"
-        ) from None
+        key = b""
+    raise StartError(
+        f"destination {name}: its secret must be base64, as `whsec_…`; make one with: openssl rand -base64 32"
+    )
 
 
 def sign(key: bytes, message_id: str, timestamp: str, body: bytes) -> str:

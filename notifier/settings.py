@@ -8,7 +8,8 @@ import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from shared.errors import StartError
@@ -31,6 +33,7 @@ RESERVED_NAMES = frozenset({"parked", "delay", "private", "return"})
 
 _EVENT_PATTERN = re.compile(r"(conversion|file)\.(\*|[a-z_]+)|report\.unrecognised|\*")
 
+_ODD = re.compile(r"[\s#]")
 
 _UNITS = {"": "hours", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -40,7 +43,10 @@ def _duration(value: Any) -> Any:
         return value
     if (match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)", value.strip())) is None:
         raise ValueError("must be a number with s, m, h or d, for example 72h")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        raise ValueError("is longer than any clock counts") from None
 
 
 class NotifierSettings(ServiceSettings):
@@ -105,9 +111,15 @@ class WebhookDestination(_Destination):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
-        if not re.match(r"https?://[^/]", url.get_secret_value()):
-            raise ValueError("must be http:// or https://")
+        if not _is_url(url.get_secret_value()):
+            raise ValueError("must be http:// or https://, with a host, and neither blanks nor a fragment")
         return url
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Self:
+        if self.secret is not None and self.secret_file is not None:
+            raise ValueError("give secret or secret_file, not both")
+        return self
 
 
 Destination = LogDestination | WebhookDestination
@@ -129,21 +141,31 @@ def load_destinations(path: Path | None) -> tuple[Destination, ...]:
         document: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StartError(f"The destinations in {path} cannot be read: {error}") from error
-    if unknown := sorted(set(document) - {"destination"}):
-        raise StartError(f"{path}: only [[destination]] tables are read, not {', '.join(unknown)}")
+    tables = document.get("destination", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise StartError(f"{path}: write each destination as a table of its own, under [[destination]]")
+    problems = [f"only [[destination]] tables are read, not {name}" for name in sorted(set(document) - {"destination"})]
+    found: tuple[Destination, ...] = ()
     try:
-        found = _DESTINATIONS.validate_python(tuple(document.get("destination", ())))
+        found = _DESTINATIONS.validate_python(tuple(tables))
     except ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False)
-        lines = [f"  destination {_place(problem['loc'])}: {problem['msg']}" for problem in problems]
-        raise StartError(f"{path} must be corrected:\n" + "\n".join(lines)) from None
-    names = [destination.name for destination in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise StartError(f"{path}: two destinations are called {', '.join(twice)}")
+        problems += map(_told, error.errors(include_input=False, include_url=False))
+    names = [str(table.get("name")) for table in tables if "name" in table]
+    problems += [f"two destinations are called {name}" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise StartError(f"{path} must be corrected:\n" + "\n".join(f"  {problem}" for problem in problems))
     return found
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    number, *rest = location
-    fields = [str(part) for part in rest if part not in {"log", "webhook"}]
-    return f"{int(number) + 1}" + (f", {'.'.join(fields)}" if fields else "")
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not _ODD.search(text)
+    except ValueError:
+        return False
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    number, *rest = problem["loc"]
+    place = [f"destination {number + 1}", *(str(part) for part in rest if part not in {"log", "webhook"})]
+    return f"{', '.join(place)}: {str(problem['msg']).removeprefix('Value error, ')}"

@@ -12,7 +12,8 @@ import msgspec
 from notifier.settings import Destination
 from shared import events
 from shared.clock import Clock
-from shared.events import ReportUnrecognised
+from shared.errors import PermanentError, Reason
+from shared.events import ReportFailed, ReportSucceeded, ReportUnrecognised
 from shared.messaging.port import Message, Publisher
 from shared.messaging.topology import NOTIFIER, destination_queue, private_exchange
 from shared.retry import Step, choose_step
@@ -33,9 +34,11 @@ class Splitter:
 
         Raises:
             BrokerError: one of them may not be.
-            PermanentError: it is no event of ours.
+            PermanentError: it is no event of ours, or none that anybody outside may see.
         """
         event = events.decode(message.body)
+        if isinstance(event.data, ReportSucceeded | ReportFailed):
+            raise PermanentError(Reason.MESSAGE_UNKNOWN, "raw reports hold keys to files and are never told")
         body = message.body
         if isinstance(event.data, ReportUnrecognised):
             body = events.encode(msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, body=None)))

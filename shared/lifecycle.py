@@ -80,10 +80,13 @@ async def serve(
     services: Sequence[Service],
     registry: CollectorRegistry,
     stop: asyncio.Event,
+    *,
+    operations_at: asyncio.Future[int] | None = None,
 ) -> None:
     """Run services over one broker until told to stop; a service that fails ends them all.
 
-    The operations server is up first and down last, so that a start that waits for its broker can be watched.
+    The operations server is up first and down last, so that a start that waits for its broker can be watched;
+    `operations_at` is told its port.
     """
     logs.configure(name, log_format=settings.log_format, level=settings.log_level)
 
@@ -94,9 +97,11 @@ async def serve(
         return found
 
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(
+        port = await stack.enter_async_context(
             operations(settings.ops_host, settings.ops_port, service=name, registry=registry, checks=checks)
         )
+        if operations_at is not None:
+            operations_at.set_result(port)
         stack.push_async_callback(broker.close)
         await _unless_stopped(broker.start(), stop)
         if not stop.is_set():

@@ -91,7 +91,7 @@ async def serving(
             await site.start()
         except OSError as error:
             raise StartError(
-                f"{host}:{port} cannot be listened on ({error.strerror}). Is another process there? Set another"
+                f"{host}:{port} cannot be listened on ({error.strerror}). Does Wavekeep run already? Else set another"
                 " WAVEKEEP_INGRESS_PORT or WAVEKEEP_OPS_PORT; 0 takes a free one."
             ) from error
         yield runner.addresses[0][1]

@@ -49,9 +49,10 @@ async def main(stop: asyncio.Event) -> None:
             Downloader(settings, broker, registry, openings=openings),
             Notifier(settings, destinations, broker, registry),
         ]
-        greeting = asyncio.create_task(_greet(settings, ingress, link))
+        operations_at = asyncio.get_running_loop().create_future()
+        greeting = asyncio.create_task(_greet(settings, ingress, operations_at, link))
         stack.callback(greeting.cancel)
-        await lifecycle.serve("standalone", settings, broker, services, registry, stop)
+        await lifecycle.serve("standalone", settings, broker, services, registry, stop, operations_at=operations_at)
 
 
 def with_tokens(settings: StandaloneSettings) -> StandaloneSettings:
@@ -68,13 +69,15 @@ def _has_secret(settings: StandaloneSettings, vendor: Vendor) -> bool:
     return any(getattr(settings, f"{vendor}_{name}") for name in names)
 
 
-async def _greet(settings: StandaloneSettings, ingress: Ingress, sample_link: str | None) -> None:
+async def _greet(
+    settings: StandaloneSettings, ingress: Ingress, operations_at: asyncio.Future[int], sample_link: str | None
+) -> None:
     await ingress.listening.wait()
     text = banner(
         local_url=f"http://{settings.ingress_host}:{ingress.port}",
         public_url=settings.public_url,
         tokens=_tokens(settings),
-        ops_url=f"http://{settings.ops_host}:{settings.ops_port}",
+        ops_url=f"http://{settings.ops_host}:{await operations_at}",
         files=settings.storage_folder,
         sample_link=sample_link,
         color=sys.stdout.isatty(),

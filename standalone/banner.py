@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from shared.vendors import Vendor
 
@@ -38,7 +39,7 @@ def banner(
     bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if color else ("", "", "")
     base = (public_url or local_url).rstrip("/")
     lines = ["", f"{bold}Wavekeep is running.{plain}", "", "Callback URLs to hand in (callBackUrl):"]
-    lines += [f"  {_DOCS[vendor]:<12} {base}/callbacks/{vendor}?token={token}" for vendor, token in tokens.items()]
+    lines += [f"  {_DOCS[vendor]:<12} {callback_url(base, vendor, token)}" for vendor, token in tokens.items()]
     if public_url is None:
         lines.append(
             f"  {dim}Vendors must reach this host: set WAVEKEEP_PUBLIC_URL to its public https address.{plain}"
@@ -54,11 +55,16 @@ def banner(
     return "\n".join([*lines, "", "Ctrl-C ends it; nothing that was answered 200 is lost.", ""])
 
 
+def callback_url(base: str, vendor: Vendor, token: str) -> str:
+    """Return the URL a vendor is handed; a token may hold any character."""
+    return f"{base}/callbacks/{vendor}?token={quote(token, safe='')}"
+
+
 def curl_line(local_url: str, vendor: Vendor, token: str, sample_link: str) -> str:
     """Return a command that sends a callback of a new task about the sample file."""
     task_id = uuid.uuid4().hex
     body = {"code": 200, "msg": "success", "data": {"task_id": task_id, "audioWavUrl": sample_link}}
     return (
-        f"curl -i '{local_url}/callbacks/{vendor}?token={token}'"
+        f"curl -i '{callback_url(local_url, vendor, token)}'"
         f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     )

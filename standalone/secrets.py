@@ -4,11 +4,14 @@ Responsible for: a token for every vendor that the environment gives no secret, 
 readable by its owner alone. It must not print them: `standalone.app` does, on purpose.
 """
 
+import fcntl
+import json
 import os
 import secrets
 import tomllib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import StartError
@@ -26,11 +29,13 @@ def keep_tokens(data_dir: Path) -> Mapping[Vendor, str]:
     path = data_dir / FILE_NAME
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        known = _read(path)
-        tokens = {vendor: known.get(vendor) or secrets.token_urlsafe(32) for vendor in Vendor}
-        if tokens != known:
-            _write(path, tokens)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with _alone(data_dir) as folder:
+            known = _read(path)
+            tokens = {vendor: known.get(vendor) or secrets.token_urlsafe(32) for vendor in Vendor}
+            if tokens != known:
+                _write(path, tokens)
+                os.fsync(folder)
+    except (OSError, ValueError) as error:
         raise StartError(
             f"The secrets in {path} cannot be kept ({error}). Check the folder's rights, or remove the file to have"
             " new ones made; the vendors then need the new callback URLs."
@@ -38,22 +43,39 @@ def keep_tokens(data_dir: Path) -> Mapping[Vendor, str]:
     return tokens
 
 
+@contextmanager
+def _alone(folder: Path) -> Generator[int, None, None]:
+    """Hold a lock on the folder: of two processes that start at once, the second reads what the first has made."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(file)
+
+
 def _read(path: Path) -> dict[Vendor, str]:
+    """Return the tokens that are there; ValueError where the file says anything else than it should."""
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     found = document.get("callback_tokens", {})
-    return {vendor: found[vendor] for vendor in Vendor if isinstance(found.get(vendor), str)}
+    if not isinstance(found, dict) or not all(isinstance(token, str) for token in found.values()):
+        raise ValueError("[callback_tokens] must name a text for each vendor")
+    return {vendor: found[vendor] for vendor in Vendor if vendor in found}
 
 
 def _write(path: Path, tokens: Mapping[Vendor, str]) -> None:
     lines = ["# Made by Wavekeep at its first start. Whoever knows a token can send callbacks.", "[callback_tokens]"]
-    lines += [f'{vendor} = "{token}"' for vendor, token in tokens.items()]
+    lines += [f"{vendor} = {json.dumps(token, ensure_ascii=False)}" for vendor, token in tokens.items()]
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file, "w") as stream:
-        stream.write("\n".join(lines) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(file, "w", encoding="utf-8") as stream:
+            stream.write("\n".join(lines) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

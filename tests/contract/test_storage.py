@@ -1,0 +1,135 @@
+"""The storage port: one suite for every storage."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from downloader.storage import Storage
+from shared.errors import Reason, RetryableError
+from tests.contract.storages import FolderKit, other_process, said, staged, tell
+
+KEY = "apibox/ab/task.json"
+
+
+@pytest.fixture(params=["folder"])
+def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FolderKit]:
+    """A place, once for each kind of storage."""
+    assert request.param == "folder"
+    with ThreadPoolExecutor(4) as executor:
+        yield FolderKit(tmp_path / "files", executor)
+
+
+@pytest.fixture
+async def storage(kit: FolderKit) -> Storage:
+    """A started storage."""
+    storage = kit.storage()
+    await storage.start()
+    return storage
+
+
+async def test_starting_leaves_nothing_and_can_be_repeated(kit: FolderKit) -> None:
+    """The probe proves the place by real writes and is gone afterwards, however often a service starts."""
+    for _ in range(2):
+        await kit.storage().start()
+    assert kit.listing() == set()
+
+
+async def test_storages_that_start_at_once_all_start(kit: FolderKit) -> None:
+    """Services of one place that start together do not take each other's probes for a broken storage."""
+    await asyncio.gather(*(kit.storage().start() for _ in range(4)))
+    assert kit.listing() == set()
+
+
+async def test_creating_is_conditional(storage: Storage) -> None:
+    """The second creator of a key is told so, and changes nothing."""
+    assert await storage.create(KEY, b"first")
+    assert not await storage.create(KEY, b"second")
+    assert await storage.read(KEY) == b"first"
+
+
+async def test_of_concurrent_creators_exactly_one_wins(kit: FolderKit, storage: Storage) -> None:
+    """A task has a single writer, whichever of many attempts comes first; what is kept is the winner's."""
+    other = kit.storage()
+    contents = [b"%d" % number * 1_000 for number in range(10)]
+    won = await asyncio.gather(
+        *((storage if number % 2 else other).create(KEY, content) for number, content in enumerate(contents))
+    )
+    assert won.count(True) == 1
+    assert await storage.read(KEY) == contents[won.index(True)]
+
+
+async def test_of_two_processes_exactly_one_creates(kit: FolderKit, storage: Storage) -> None:
+    """The single writer holds across processes too."""
+    code = kit.opener() + (
+        "import asyncio, sys\n"
+        "print('ready', flush=True)\n"
+        "name = sys.stdin.readline().strip().encode()\n"
+        "async def create(): return [await storage.create(f'kie/00/{n}.json', name) for n in range(100)]\n"
+        "print(''.join('01'[won] for won in asyncio.run(create())), flush=True)\n"
+    )
+    with other_process(code) as one, other_process(code) as two:
+        for process in (one, two):
+            assert await said(process) == "ready"
+        tell(one, "one")
+        tell(two, "two")
+        wins = list(zip(await said(one), await said(two), strict=True))
+    assert len(wins) == 100
+    for number, pair in enumerate(wins):
+        assert pair in {("1", "0"), ("0", "1")}
+        assert await storage.read(f"kie/00/{number}.json") == (b"one" if pair == ("1", "0") else b"two")
+
+
+async def test_keeping_moves_the_whole_file(kit: FolderKit, storage: Storage, tmp_path: Path) -> None:
+    """What was staged is under its key, nothing else is left, and its digest can be read again."""
+    content = b"audio" * 100_000
+    path = staged(tmp_path / "staging", content)
+    await storage.keep(path, "apibox/ab/task.wav")
+    assert await storage.read("apibox/ab/task.wav") == content
+    assert await storage.digest("apibox/ab/task.wav") == (len(content), hashlib.sha256(content).hexdigest())
+    assert not path.exists()
+    assert kit.listing() == {"apibox/ab/task.wav"}
+
+
+async def test_keeping_again_is_harmless(storage: Storage, tmp_path: Path) -> None:
+    """A repetition after a crash finds its own audio there, and keeps it."""
+    for _ in range(2):
+        await storage.keep(staged(tmp_path / "staging"), "apibox/ab/task.wav")
+    assert await storage.read("apibox/ab/task.wav") == b"audio"
+
+
+async def test_keeping_what_is_not_there_keeps_nothing(kit: FolderKit, storage: Storage, tmp_path: Path) -> None:
+    """A lost staged file fails as worth another try, and leaves no key that looks like a file."""
+    with pytest.raises(RetryableError) as caught:
+        await storage.keep(tmp_path / "gone.part", "apibox/ab/task.wav")
+    assert caught.value.reason is Reason.STORAGE_FAILED
+    assert kit.listing() == set()
+
+
+async def test_what_is_missing_is_told_as_missing(storage: Storage) -> None:
+    """Reading and asking tell absence from failure; deleting what is gone is no failure; a digest of it is."""
+    assert await storage.read(KEY) is None
+    assert not await storage.exists(KEY)
+    await storage.delete(KEY)
+    with pytest.raises(RetryableError) as caught:
+        await storage.digest(KEY)
+    assert caught.value.reason is Reason.STORAGE_FAILED
+
+
+async def test_a_deleted_key_is_free(storage: Storage) -> None:
+    """After a deletion nothing is there, and the key can be created anew."""
+    await storage.create(KEY, b"first")
+    assert await storage.exists(KEY)
+    await storage.delete(KEY)
+    assert not await storage.exists(KEY)
+    assert await storage.create(KEY, b"second")
+
+
+async def test_an_empty_object_exists(storage: Storage) -> None:
+    """An object of no bytes is told apart from none."""
+    assert await storage.create(KEY, b"")
+    assert await storage.exists(KEY)
+    assert await storage.read(KEY) == b""

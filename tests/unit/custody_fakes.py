@@ -1,0 +1,265 @@
+"""Custody's ports as fakes, and a house to try it in.
+
+Responsible for: a source, a storage and a publisher in memory that note every effect in order and can fail or crash
+after any of them. It must not assert anything.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from downloader.custody import Custody
+from downloader.fetch import Fetched, Sink
+from downloader.manifest import Manifest, read_manifest
+from downloader.metrics import DownloaderMetrics
+from downloader.names import Names, names_of
+from downloader.staging import Staging
+from shared import events
+from shared.errors import BrokerError, Reason
+from shared.events import Data, Event, ReportFailed, ReportSucceeded
+from shared.messaging.port import Message
+from shared.vendors import Vendor
+from simulator.wavs import wav
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DEADLINE = NOW + timedelta(days=15)
+QUERY = "Signature=k3y-to-the-file"
+LINK = f"https://cdn.example.com/a.wav?{QUERY}&Expires=1"
+OTHER_LINK = f"https://cdn.example.com/b.wav?{QUERY}&Expires=2"
+CONTENT = b"".join(wav(duration_s=0.1).blocks())
+OTHER_CONTENT = b"".join(wav(duration_s=0.1, seed=7).blocks())
+
+
+class CrashError(Exception):
+    """The process dies here."""
+
+
+class Steps:
+    """Every effect in order; the process can be made to die after one of them."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.crash_after: int | None = None
+
+    def take(self, name: str) -> None:
+        """Note an effect; die after it, if that was asked for."""
+        self.done.append(name)
+        if self.crash_after is not None and len(self.done) > self.crash_after:
+            self.crash_after = None
+            raise CrashError(name)
+
+    def starting(self, *beginnings: str) -> list[str]:
+        """Return the effects whose names begin so."""
+        return [name for name in self.done if name.startswith(beginnings)]
+
+
+@dataclass
+class FakeSource:
+    """Writes given bytes into the sink; fails with the errors in turn before that."""
+
+    steps: Steps
+    content: bytes = CONTENT
+    transport: Any = "content_length"
+    errors: list[Exception] = field(default_factory=list)
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def fetch(self, url: str, sink: Sink) -> Fetched:
+        """Pretend to fetch."""
+        if self.errors:
+            raise self.errors.pop(0)
+        for at in range(0, len(self.content), 1_000):
+            sink.write(self.content[at : at + 1_000])
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        self.steps.take("fetch")
+        return Fetched(len(self.content), self.transport, "audio/wav", 200, url.partition("?")[0])
+
+
+@dataclass
+class MemoryStorage:
+    """A storage in a dictionary. `damages` flips a byte of whatever is kept; `lies` misreads what is right."""
+
+    steps: Steps
+    objects: dict[str, bytes] = field(default_factory=dict)
+    damages: bool = False
+    lies: bool = False
+
+    async def start(self) -> None:
+        """Need nothing."""
+
+    async def keep(self, staged: Path, key: str) -> None:
+        """Take the file."""
+        content = taken(staged)
+        self.objects[key] = content[:-1] + b"\xaa" if self.damages else content
+        self.steps.take(f"keep {suffix(key)}")
+
+    async def create(self, key: str, content: bytes) -> bool:
+        """Create once."""
+        if key in self.objects:
+            return False
+        self.objects[key] = content
+        self.steps.take(f"create {suffix(key)}")
+        return True
+
+    async def read(self, key: str) -> bytes | None:
+        """Return what is there."""
+        return self.objects.get(key)
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether it is there."""
+        return key in self.objects
+
+    async def delete(self, key: str) -> None:
+        """Forget."""
+        self.objects.pop(key, None)
+        self.steps.take(f"delete {suffix(key)}")
+
+    async def digest(self, key: str) -> tuple[int, str]:
+        """Read again."""
+        content = self.objects[key]
+        return len(content), "0" * 64 if self.lies else hashlib.sha256(content).hexdigest()
+
+    def uri(self, key: str) -> str:
+        """Return an address."""
+        return f"memory:///{key}"
+
+
+@dataclass
+class FakePublisher:
+    """Notes what is published; refuses the publishes whose numbers it was given, counted from 1."""
+
+    steps: Steps
+    told: list[Event] = field(default_factory=list)
+    exchanges: set[str] = field(default_factory=set)
+    refuses: set[int] = field(default_factory=set)
+    asked: int = 0
+
+    async def publish(self, exchange: str, routing_key: str, body: bytes, *, event_id: str) -> None:
+        """Confirm, or refuse."""
+        self.asked += 1
+        if self.asked in self.refuses:
+            raise BrokerError(Reason.PUBLISH_TIMED_OUT, "not confirmed")
+        event = events.decode(body)
+        assert (event.id, event.routing_key) == (event_id, routing_key)
+        self.told.append(event)
+        self.exchanges.add(exchange)
+        self.steps.take(f"publish {routing_key}")
+
+    @property
+    def types(self) -> list[str]:
+        """The routing keys in order."""
+        return [event.routing_key for event in self.told]
+
+
+class House:
+    """Custody among fakes. Each call of `custody` is one more process over the same storage and broker."""
+
+    def __init__(self, staging_folder: Path, executor: Executor) -> None:
+        self.steps = Steps()
+        self.source = FakeSource(self.steps)
+        self.storage = MemoryStorage(self.steps)
+        self.publisher = FakePublisher(self.steps)
+        self.now = NOW + timedelta(minutes=1)
+        self.registry = CollectorRegistry()
+        self._staging_folder = staging_folder
+        self._executor = executor
+        staging_folder.mkdir(exist_ok=True)
+
+    def custody(self, source: FakeSource | None = None) -> Custody:
+        """Return custody as after a start; metrics are those of the latest one."""
+        self.registry = CollectorRegistry()
+        return Custody(
+            source=source or self.source,
+            staging=Staging(self._staging_folder, executor=self._executor),
+            storage=self.storage,
+            publisher=self.publisher,
+            metrics=DownloaderMetrics(self.registry),
+            clock=lambda: self.now,
+        )
+
+    def count(self, name: str, **labels: str) -> float | None:
+        """Return the value of a metric."""
+        return self.registry.get_sample_value(f"wavekeep_downloader_{name}", labels)
+
+    @property
+    def staged(self) -> list[Path]:
+        """What is in the staging folder."""
+        return list(self._staging_folder.iterdir())
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of the task the reports are about."""
+        content = self.storage.objects.get(NAMES.manifest)
+        return None if content is None else read_manifest(content)
+
+    @property
+    def shown(self) -> str:
+        """Everything anybody may read: records, markers and events."""
+        records = [content for key, content in self.storage.objects.items() if not key.endswith(".wav")]
+        return b"\n".join([*records, *map(events.encode, self.publisher.told)]).decode()
+
+
+NAMES: Names = names_of("apibox", "task-1")
+
+
+def taken(path: Path) -> bytes:
+    """Return what is in a file, and remove it."""
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def suffix(key: str) -> str:
+    """Return what tells a task's keys apart, with the digest of an audio left out."""
+    name = key.removeprefix(NAMES.stem)
+    return "audio" if name.endswith(".wav") else name
+
+
+def succeeded(url: str = LINK) -> Message:
+    """Return a message that says the vendor has a file."""
+    return message(
+        ReportSucceeded(
+            vendor=Vendor.APIBOX,
+            task_id="task-1",
+            url=url,
+            code=200,
+            message="success",
+            received_at=NOW,
+            deadline=DEADLINE,
+            trust=("token",),
+        )
+    )
+
+
+def failed(code: int = 500) -> Message:
+    """Return a message that says the vendor failed."""
+    return message(
+        ReportFailed(
+            vendor=Vendor.APIBOX,
+            task_id="task-1",
+            code=code,
+            message=f"no luck with {LINK}",
+            received_at=NOW,
+            deadline=DEADLINE,
+            trust=("token",),
+        )
+    )
+
+
+def message(data: Data, *, attempts: int = 0) -> Message:
+    """Return what a handler is given for this event."""
+    event = events.make(data, time=NOW)
+    return Message(
+        body=events.encode(event), event_id=event.id, queue="wavekeep.downloader", attempts=attempts, first_seen=NOW
+    )
+
+
+def ids(told: Iterable[Event]) -> set[str]:
+    """Return the distinct ids of events."""
+    return {event.id for event in told}

@@ -1,0 +1,200 @@
+"""Custody when things go wrong in the middle: crashes at every step, races, and a storage that lies."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from shared.errors import BrokerError, Reason, RetryableError
+from shared.messaging.port import Message
+from tests.unit.custody_fakes import (
+    CONTENT,
+    NAMES,
+    OTHER_CONTENT,
+    OTHER_LINK,
+    CrashError,
+    FakeSource,
+    House,
+    failed,
+    ids,
+    succeeded,
+)
+
+STORIES: dict[str, tuple[Sequence[Message], list[str]]] = {
+    "stored": ([succeeded()], ["conversion.stored"]),
+    "rejected": ([failed()], ["conversion.rejected"]),
+    "stored, then another link": (
+        [succeeded(), succeeded(OTHER_LINK)],
+        ["conversion.stored", "conversion.conflicting"],
+    ),
+    "stored, then failed": ([succeeded(), failed()], ["conversion.stored", "conversion.conflicting"]),
+    "failed, then healed": ([failed(), succeeded()], ["conversion.rejected", "conversion.stored"]),
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """Custody among fakes."""
+    with ThreadPoolExecutor(4) as executor:
+        yield House(tmp_path / "staging", executor)
+
+
+@pytest.mark.parametrize("story", STORIES)
+async def test_a_crash_at_any_step_changes_nothing_in_the_end(tmp_path: Path, story: str) -> None:
+    """Whichever effect is the last before the process dies, redelivery ends in the same events under the same ids.
+
+    Once a manifest exists the file is never fetched again.
+    """
+    messages, expected = STORIES[story]
+    crashed_at = 0
+    with ThreadPoolExecutor(4) as executor:
+        while True:
+            house = House(tmp_path / "staging", executor)
+            house.steps.crash_after = crashed_at
+            crashes = 0
+            for message in messages:
+                crashes += await handle_until_done(house, message)
+            assert list(dict.fromkeys(house.publisher.types)) == expected
+            assert len(ids(house.publisher.told)) == len(expected)
+            markers = [key for key in house.storage.objects if key.endswith(".announced")]
+            assert len(markers) == len(expected)
+            if "create .json" in house.steps.done:
+                after = house.steps.done[house.steps.done.index("create .json") :]
+                assert "fetch" not in after
+                assert house.manifest is not None
+                assert house.storage.objects[house.manifest.audio] == CONTENT
+            if crashes == 0:
+                break
+            crashed_at += 1
+    assert crashed_at == len(house.steps.done) >= 3
+
+
+async def handle_until_done(house: House, message: Message) -> int:
+    """Hand over a message until it is handled, each time to a new process; return how many processes died."""
+    crashes = 0
+    while True:
+        try:
+            await house.custody().handle(message)
+        except CrashError:
+            crashes += 1
+        else:
+            return crashes
+
+
+@pytest.mark.parametrize("message", [succeeded(), failed()], ids=["stored", "rejected"])
+async def test_an_unconfirmed_event_leaves_no_marker(house: House, message: Message) -> None:
+    """Unless the broker confirmed, the message comes again, and is told under the id that it would have had."""
+    house.publisher.refuses = {1, 2}
+    for _ in range(2):
+        with pytest.raises(BrokerError):
+            await house.custody().handle(message)
+    assert not [key for key in house.storage.objects if key.endswith(".announced")]
+    await house.custody().handle(message)
+    assert len(house.publisher.told) == 1
+    assert len(house.steps.starting("fetch")) <= 1
+
+
+async def test_a_redelivery_tells_what_the_manifest_says(house: House) -> None:
+    """A repetition after a crash is the same event to the last field, not one with another time."""
+    await house.custody().handle(succeeded())
+    del house.storage.objects[NAMES.announced]
+    house.now += timedelta(days=1)
+    await house.custody().handle(succeeded())
+    first, second = house.publisher.told
+    assert (first.id, first.time, first.data) == (second.id, second.time, second.data)
+
+
+async def test_the_loser_of_a_race_announces_the_winner(house: House) -> None:
+    """Where another writer's manifest was first, its file stays, ours goes, and there is one fact."""
+    winner = house.custody(FakeSource(house.steps, content=OTHER_CONTENT))
+
+    async def win() -> None:
+        house.source.meanwhile = None
+        await winner.handle(succeeded())
+
+    house.source.meanwhile = win
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == OTHER_CONTENT
+    assert [key for key in house.storage.objects if key.endswith(".wav")] == [house.manifest.audio]
+    assert len(ids(house.publisher.told)) == 1
+    assert house.count("attempts_total", outcome="lost_race") == 1
+    assert house.staged == []
+
+
+async def test_the_loser_of_a_race_keeps_the_same_file(house: House) -> None:
+    """Where both writers have the same bytes there is one audio, and the loser does not delete the winner's."""
+    winner = house.custody(FakeSource(house.steps))
+
+    async def win() -> None:
+        house.source.meanwhile = None
+        await winner.handle(succeeded())
+
+    house.source.meanwhile = win
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == CONTENT
+    assert house.steps.starting("delete") == []
+
+
+async def test_the_loser_of_a_race_tells_its_other_link(house: House) -> None:
+    """A race between two links ends in one file and one conflict."""
+    winner = house.custody(FakeSource(house.steps, content=OTHER_CONTENT))
+
+    async def win() -> None:
+        house.source.meanwhile = None
+        await winner.handle(succeeded(OTHER_LINK))
+
+    house.source.meanwhile = win
+    await house.custody().handle(succeeded())
+    assert house.publisher.types == ["conversion.stored", "conversion.conflicting"]
+
+
+async def test_a_storage_that_changes_bytes_stores_nothing(house: House) -> None:
+    """What is read back must be what was proven; else nothing is told, nothing stays, and it is tried again."""
+    house.storage.damages = True
+    with pytest.raises(RetryableError) as caught:
+        await house.custody().handle(succeeded())
+    assert caught.value.reason is Reason.STORED_FILE_DIFFERS
+    assert house.storage.objects == {}
+    assert house.publisher.told == []
+    house.storage.damages = False
+    await house.custody().handle(succeeded())
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_a_misread_file_of_another_writer_is_not_deleted(house: House) -> None:
+    """A storage that lies to one process cannot make it delete what another one's manifest describes."""
+    winner = house.custody(FakeSource(house.steps))
+
+    async def win() -> None:
+        house.source.meanwhile = None
+        await winner.handle(succeeded())
+        house.storage.lies = True
+
+    house.source.meanwhile = win
+    with pytest.raises(RetryableError) as caught:
+        await house.custody().handle(succeeded())
+    assert caught.value.reason is Reason.STORED_FILE_DIFFERS
+    assert house.manifest is not None
+    assert house.manifest.audio in house.storage.objects
+
+
+@pytest.mark.parametrize("reason", [Reason.BODY_CUT, Reason.STORAGE_FULL])
+async def test_a_failed_attempt_leaves_nothing(house: House, reason: Reason) -> None:
+    """A failure in the middle is passed on as it is, without a record, an event or a staged file."""
+    error = RetryableError(reason, "in the middle")
+
+    async def fail() -> None:
+        raise error
+
+    house.source.meanwhile = fail
+    with pytest.raises(RetryableError) as caught:
+        await house.custody().handle(succeeded())
+    assert caught.value is error
+    assert house.storage.objects == {}
+    assert house.staged == []
+    assert house.publisher.told == []
+    assert house.count("attempts_total", outcome="failed") == 1
