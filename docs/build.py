@@ -21,7 +21,7 @@ from ingress.settings import IngressSettings
 from notifier.metrics import NotifierMetrics
 from notifier.settings import NotifierSettings
 from shared.asyncapi import document
-from shared.metrics import MessagingMetrics
+from shared.metrics import MessagingMetrics, SpoolMetrics
 from shared.operations import product_version
 from shared.settings import PREFIX, ServiceSettings
 from standalone.settings import StandaloneSettings
@@ -73,6 +73,7 @@ def metrics_tables() -> dict[str, str]:
     made = {
         "messaging": lambda registry: MessagingMetrics(registry, "SERVICE"),
         "ingress": IngressMetrics,
+        "spool": lambda registry: SpoolMetrics(registry, "ingress"),
         "downloader": DownloaderMetrics,
         "notifier": lambda registry: NotifierMetrics(registry, ["DESTINATION"]),
     }

@@ -18,8 +18,8 @@ from ingress.metrics import IngressMetrics
 from ingress.settings import IngressSettings
 from shared import lifecycle
 from shared.clock import Clock, system_clock
-from shared.messaging.factory import build_broker
-from shared.messaging.port import Publisher
+from shared.messaging.factory import build_broker, with_spool
+from shared.messaging.port import Broker, Publisher
 from shared.metrics import MessagingMetrics
 from shared.operations import serving
 from shared.settings import load
@@ -95,5 +95,20 @@ async def main(stop: asyncio.Event) -> None:
     settings = load(IngressSettings)
     registry = CollectorRegistry()
     broker = build_broker(settings, name="ingress", metrics=MessagingMetrics(registry, "ingress"))
+    broker = spool_before(broker, settings, registry)
     service = Ingress(settings, broker, registry)
     await lifecycle.serve("ingress", settings, broker, [service], registry, stop)
+
+
+def spool_before(broker: Broker, settings: IngressSettings, registry: CollectorRegistry) -> Broker:
+    """Put the spool before the broker, where the settings want one."""
+    if settings.spool_path is None:
+        return broker
+    return with_spool(
+        broker,
+        settings.spool_path,
+        registry=registry,
+        service="ingress",
+        max_messages=settings.spool_max_messages,
+        max_bytes=settings.spool_max_bytes,
+    )

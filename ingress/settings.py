@@ -5,6 +5,7 @@ Responsible for: where it listens and which proofs it asks of each vendor. It mu
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from types import MappingProxyType
 
 from pydantic import Field, SecretStr
@@ -27,6 +28,13 @@ class IngressSettings(ServiceSettings):
         lt=15,
         description="Seconds a head or a body may take to arrive; the vendor gives up after 15.",
     )
+    spool: bool = Field(
+        default=True,
+        description="While RabbitMQ does not confirm, keep callbacks in the data folder. Off: 503, where that folder"
+        " dies with the ingress.",
+    )
+    spool_max_messages: int = Field(default=500_000, ge=1, description="Callbacks the spool takes.")
+    spool_max_bytes: int = Field(default=1_073_741_824, ge=1, description="Bytes of callbacks the spool takes.")
     signature_tolerance_s: float = Field(
         default=1_800.0,
         gt=0,
@@ -69,6 +77,11 @@ class IngressSettings(ServiceSettings):
                 f" {PREFIX}KIE_HMAC_KEYS where kie signs. {PREFIX}VENDOR_ALLOW_UNAUTHENTICATED=true believes anybody."
             )
         return MappingProxyType(served)
+
+    @property
+    def spool_path(self) -> Path | None:
+        """The spool's file; None where there is none: switched off, or not needed before the embedded queue."""
+        return self.data_dir.absolute() / "spool.sqlite3" if self.spool and self.embedded_path is None else None
 
     def retention(self) -> Mapping[Vendor, timedelta]:
         """Return how long each vendor keeps a file."""

@@ -324,6 +324,18 @@ def encode(event: Event) -> bytes:
     return _ENCODER.encode(event)
 
 
+def type_of(body: bytes) -> str:
+    """Return the type of an event without reading what it says.
+
+    Raises:
+        PermanentError: `message_malformed` where it is no CloudEvent.
+    """
+    try:
+        return _ENVELOPE.decode(body).type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PermanentError(Reason.MESSAGE_MALFORMED, f"not one of our events: {error}") from error
+
+
 def decode(body: bytes) -> Event:
     """Read an event of a known type from its structured JSON.
 

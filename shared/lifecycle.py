@@ -106,8 +106,11 @@ async def serve(
         await _unless_stopped(broker.start(), stop)
         if not stop.is_set():
             async with asyncio.TaskGroup() as group:
-                for service in services:
-                    group.create_task(service.run(stop))
+                watch = group.create_task(broker.watch())
+                async with asyncio.TaskGroup() as working:
+                    for service in services:
+                        working.create_task(service.run(stop))
+                watch.cancel()
         log.info("process.stopped")
 
 

@@ -91,3 +91,29 @@ class MessagingMetrics:
         """Count one publish."""
         self._publishes.labels(outcome).inc()
         self._publish_seconds.observe(duration_s)
+
+
+class SpoolMetrics:
+    """The metrics of a spool."""
+
+    def __init__(self, registry: CollectorRegistry, service: str) -> None:
+        prefix = f"wavekeep_{service}_spool"
+        self.messages = Gauge(f"{prefix}_messages", "Messages that wait for the broker.", registry=registry)
+        self.bytes = Gauge(f"{prefix}_bytes", "Bytes of the bodies that wait.", registry=registry)
+        self.oldest = Gauge(
+            f"{prefix}_oldest_timestamp_seconds",
+            "When the oldest message that waits came, in Unix seconds; 0 while none waits.",
+            registry=registry,
+        )
+        self.open = Gauge(f"{prefix}_open", "1 while the spool's disk can be trusted.", registry=registry)
+        self.direct = Gauge(f"{prefix}_direct", "1 while publishes go to the broker first.", registry=registry)
+        self.spooled = Counter(f"{prefix}_spooled_total", "Messages committed to the spool.", registry=registry)
+        self.relayed = Counter(f"{prefix}_relayed_total", "Messages moved on to the broker.", registry=registry)
+        self.refused = Counter(
+            f"{prefix}_refused_total",
+            "Messages neither the broker confirmed nor the spool took, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in (Reason.STORAGE_FULL, Reason.STORAGE_FAILED):
+            self.refused.labels(str(reason))

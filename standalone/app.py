@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from downloader.app import Downloader
 from downloader.fence import Opening
-from ingress.app import Ingress
+from ingress.app import Ingress, spool_before
 from notifier.app import Notifier
 from notifier.settings import load_destinations
 from shared import lifecycle
@@ -37,6 +37,7 @@ async def main(stop: asyncio.Event) -> None:
     registry = CollectorRegistry()
     metrics = MessagingMetrics(registry, "standalone", [DOWNLOADER, NOTIFIER, *map(destination_queue, names)])
     broker = build_broker(settings, name="standalone", metrics=metrics, destinations=names)
+    broker = spool_before(broker, settings, registry)
     async with AsyncExitStack() as stack:
         link: str | None = None
         openings: tuple[Opening, ...] = ()

@@ -11,7 +11,7 @@ from time import monotonic
 import structlog
 
 from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
-from shared.messaging.port import Delivery, Subscription
+from shared.messaging.port import Delivery, Message, Subscription
 from shared.metrics import MessagingMetrics
 from shared.retry import LADDER, Step
 
@@ -60,9 +60,8 @@ class Consumer:
         """Let what is in hand finish within the grace time; hand back the rest, uncounted, to the first delay step."""
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=self._grace_time_s)
-        for task, delivery in await self._cancel():
-            if task.cancelled():
-                await self._hand_back(delivery)
+        left = await self._cancel()
+        await asyncio.gather(*(self._hand_back(delivery) for task, delivery in left if task.cancelled()))
 
     async def abandon(self) -> None:
         """Drop what is in hand unsettled: the broker hands it out again. For the way out after a failure."""
@@ -124,7 +123,11 @@ class Consumer:
             reason, detail = Reason.UNEXPECTED, f"a fault of ours: {type(error).__name__}"
         else:
             return "acked", None, delivery.ack
-        step = self._subscription.next_step(message)
+        try:
+            step = self._subscription.next_step(message)
+        except Exception:
+            log.exception("message.next_step_failed", queue=message.queue, event_id=message.event_id, reason=reason)
+            step = self._own_step(message)
         if step is None:
             return await self._give_up(delivery, reason, detail)
         log.warning(
@@ -148,10 +151,14 @@ class Consumer:
                 await self._subscription.on_give_up(message, reason, detail)
         except Exception:
             log.exception("message.give_up_failed", queue=message.queue, event_id=message.event_id, reason=reason)
-            step = self._ladder[min(message.attempts, len(self._ladder) - 1)]
+            step = self._own_step(message)
             return "retried", reason, lambda: delivery.retry(step, reason)
         log.error("message.parked", queue=message.queue, event_id=message.event_id, reason=reason, detail=detail)
         return "parked", reason, lambda: delivery.park(reason)
+
+    def _own_step(self, message: Message) -> Step:
+        """Choose a delay where the subscription cannot say one."""
+        return self._ladder[min(message.attempts, len(self._ladder) - 1)]
 
     async def _settle(self, settle: Callable[[], Awaitable[None]]) -> None:
         """Settle, however long the broker refuses: until then the message stays unacknowledged, and ours."""

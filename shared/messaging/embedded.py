@@ -13,7 +13,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _PAGE = 200
 _LONGEST_NAP_S = 1.0
+_MEASURE_EVERY_S = 5.0
 
 
 class EmbeddedBroker:
@@ -72,6 +73,7 @@ class EmbeddedBroker:
         self._rng = rng
         self._lock_fd: int | None = None
         self._journal: Journal | None = None
+        self._measuring: asyncio.Task[None] | None = None
         self._wake: dict[str, asyncio.Event] = {}
         self._consuming: set[str] = set()
 
@@ -100,16 +102,25 @@ class EmbeddedBroker:
             await self.close()
             raise
         self._metrics.connected.set(1)
+        self._measuring = asyncio.create_task(self._measure(), name="queue depths")
 
     async def close(self) -> None:
         """Commit what waits, then let go of the file and the lock. Idempotent."""
         self._metrics.connected.set(0)
+        if self._measuring is not None:
+            self._measuring.cancel()
+            await asyncio.wait({self._measuring})
+            self._measuring = None
         if self._journal is not None:
             await self._journal.close()
             self._journal = None
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+    async def watch(self) -> None:
+        """See the port. The thread that writes fails with those who wait for it, never in silence."""
+        await asyncio.Event().wait()
 
     async def publish(self, exchange: str, routing_key: str, body: bytes, *, event_id: str) -> None:
         """See the port. Durable means committed and synced."""
@@ -135,7 +146,13 @@ class EmbeddedBroker:
             while not stop.is_set():
                 wake.clear()
                 consumer.slot_freed.clear()
-                nap_s = await self._hand_out(queue, consumer) if consumer.free else _LONGEST_NAP_S
+                try:
+                    nap_s = await self._hand_out(queue, consumer) if consumer.free else _LONGEST_NAP_S
+                except BrokerError as error:  # a full disk must not end a process that may yet settle what it has
+                    if self._journal is None:
+                        raise
+                    log.warning("queue.refused", queue=queue, reason=error.reason, detail=error.detail)
+                    nap_s = _LONGEST_NAP_S
                 if consumer.free:
                     await _first_of(stopped, wake, timeout=nap_s)
                 else:
@@ -155,7 +172,7 @@ class EmbeddedBroker:
         return self._journal is not None and self._journal.healthy
 
     async def depths(self) -> dict[str, int]:
-        """See the port."""
+        """Return the number of messages in every queue, those in hand included."""
         return await self._read(table.depths)
 
     async def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
@@ -176,8 +193,22 @@ class EmbeddedBroker:
             message = await self._read(partial(table.one, queue=queue, message_id=message_id))
             if message is not None:
                 await action(message)
-                taken += await self._run(partial(table.delete, message_id=int(message_id)))
+                taken += await self._run(partial(table.delete_kept, queue=queue, message_id=message_id))
         return taken
+
+    async def forget(self, queue: str, ids: Sequence[str]) -> int:
+        """Remove kept messages, all in one transaction; return how many there were."""
+        return await self._run(
+            lambda db: sum(table.delete_kept(db, queue=queue, message_id=message_id) for message_id in ids)
+        )
+
+    async def weight(self, queue: str) -> tuple[int, int]:
+        """Return how many messages a queue holds, and the bytes of their bodies. Reads them all."""
+        return await self._read(partial(table.weigh, queue=queue))
+
+    async def oldest(self, queue: str) -> float | None:
+        """Return when the oldest message of a queue came, in Unix seconds; None where none waits."""
+        return await self._read(partial(table.oldest, queue=queue))
 
     async def replay(self, queue: str, ids: Iterable[str]) -> int:
         """See the port. One transaction a message: never in both queues, never in none."""
@@ -201,6 +232,14 @@ class EmbeddedBroker:
         """Move a message in hand to its service's parked queue."""
         target, now = parked_queue(service_of(message.queue)), self._now()
         await self._run(lambda db: table.park(db, message_id, target, reason, now))
+
+    async def _measure(self) -> None:
+        """Keep the gauge of waiting messages up to date."""
+        while True:
+            with contextlib.suppress(BrokerError):  # a file that cannot be read shows in readiness
+                for queue, count in (await self.depths()).items():
+                    self._metrics.depth.labels(queue).set(count)
+            await asyncio.sleep(_MEASURE_EVERY_S)
 
     async def _report_orphans(self) -> None:
         """Say which queues the topology no longer has, though messages wait there. They are never deleted."""

@@ -5,12 +5,16 @@ included. It must not start it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
 
 from shared.messaging.embedded import EmbeddedBroker
 from shared.messaging.port import Broker
 from shared.messaging.rabbitmq import RabbitBroker
+from shared.messaging.spooled import SpooledBroker, spool_topology
 from shared.messaging.topology import topology
-from shared.metrics import MessagingMetrics
+from shared.metrics import MessagingMetrics, SpoolMetrics
 from shared.settings import ServiceSettings
 
 
@@ -44,3 +48,23 @@ def build_broker(
         publish_timeout_s=settings.publish_timeout_s,
         grace_time_s=settings.grace_time_s,
     )
+
+
+def with_spool(
+    broker: Broker, path: Path, *, registry: CollectorRegistry, service: str, max_messages: int, max_bytes: int
+) -> SpooledBroker:
+    """Put a spool before a broker.
+
+    Args:
+        path: of the spool's file.
+        registry: where the spool's metrics are registered.
+        service: that the metrics are named after.
+        max_messages: that the spool takes.
+        max_bytes: of bodies that the spool takes.
+    """
+
+    def open_spool() -> EmbeddedBroker:
+        return EmbeddedBroker(path, spool_topology(), metrics=MessagingMetrics(CollectorRegistry(), "spool"))
+
+    metrics = SpoolMetrics(registry, service)
+    return SpooledBroker(broker, open_spool, metrics=metrics, max_messages=max_messages, max_bytes=max_bytes)

@@ -102,7 +102,7 @@ class Journal:
             group, ended = self._next_group()
             if group:
                 self._commit(group)
-            version = self._data_version()
+            version = self._data_version(seen)
             if version != seen:
                 seen = version
                 self._tell(self._on_foreign_write)
@@ -145,8 +145,11 @@ class Journal:
             raise
         return results
 
-    def _data_version(self) -> int:
-        version: int = self._db.execute("PRAGMA data_version").fetchone()[0]
+    def _data_version(self, seen: int = 0) -> int:
+        try:
+            version: int = self._db.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error:  # a disk that fails shows in the next commit, to whoever waits for it
+            return seen
         return version
 
     def _tell(self, callback: Callable[[], None]) -> None:

@@ -125,6 +125,9 @@ class Broker(Publisher, Protocol):
     async def close(self) -> None:
         """Let go of everything. What is unsettled is handed out again, later or by another process."""
 
+    async def watch(self) -> None:
+        """Raise when something of the broker's own has failed for good; else wait until cancelled."""
+
     async def consume(self, subscription: Subscription, *, stop: "StopSignal") -> None:
         """Hand messages to the handler until told to stop; then finish, or hand back, what is in hand.
 

@@ -10,6 +10,7 @@ traps behind many a line here are in `docs/rabbitmq.md`.
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 import uuid
@@ -48,6 +49,9 @@ _LINE_ERRORS = (AMQPError, OSError, TimeoutError, RuntimeError)
 """What a lost or refused connection or channel raises; aiormq reports a closed channel as a RuntimeError."""
 
 _ANSWER_TIMEOUT_S = 10.0
+_LOOK_TAKES_S = 5.0
+_WORKED_AFTER_S = 30.0
+"""A session that lasted this long was not refused: a broker that hangs takes several time-outs to show it."""
 _AGAIN_AFTER_S = 1.0
 
 Session = Callable[[AbstractConnection], Awaitable[None]]
@@ -104,6 +108,8 @@ class RabbitBroker:
         self._connection: AbstractConnection | None = None
         self._exchanges: Mapping[str, AbstractExchange] = {}
         self._missing: frozenset[str] = frozenset()
+        self._looked_at = 0.0
+        self._reached = asyncio.Event()
         self._up = asyncio.Event()
         self._consuming: set[str] = set()
 
@@ -113,12 +119,11 @@ class RabbitBroker:
         Raises:
             StartError: the broker could not be reached or would not have us within `start_timeout_s`.
         """
-        self._line = asyncio.create_task(self._keep_line("publish", self._publish_session), name="broker line")
-        waiting = asyncio.ensure_future(self._up.wait())
-        timeout = self._start_timeout_s if self._declares else None
-        await asyncio.wait({waiting, self._line}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not self._up.is_set():
-            waiting.cancel()
+        self._line = line = asyncio.create_task(self._keep_line("publish", self._publish_session), name="broker line")
+        in_time = self._up if self._declares else self._reached
+        if not await _happened(in_time, within_s=self._start_timeout_s, unless=line) or not await _happened(
+            self._up, within_s=None, unless=line
+        ):
             where = f"{self._url.host}:{self._url.port or 5672}"
             await self.close()
             raise StartError(
@@ -134,6 +139,13 @@ class RabbitBroker:
         if line is not None:
             line.cancel()
             await asyncio.wait({line})
+
+    async def watch(self) -> None:
+        """See the port."""
+        if self._line is not None:
+            await asyncio.wait({self._line})
+            if not self._line.cancelled():
+                self._line.result()
 
     async def publish(self, exchange: str, routing_key: str, body: bytes, *, event_id: str) -> None:
         """See the port. Durable means confirmed by every quorum queue that takes it."""
@@ -151,14 +163,18 @@ class RabbitBroker:
         intake = _Intake()
         line = asyncio.create_task(
             self._keep_line(
-                f"consume {subscription.queue}", partial(self._consume_session, consumer, subscription, intake)
+                f"consume {subscription.queue}",
+                partial(self._consume_session, consumer, subscription, intake),
+                refused_for_s=self._refused_for_s,
             )
         )
         stopped = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({stopped, line}, return_when=asyncio.FIRST_COMPLETED)
-            if line.done():
-                line.result()
+            lines = {line, self._line} if self._line else {line}
+            await asyncio.wait({stopped, *lines}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in lines:
+                if ended.done():
+                    ended.result()
             await intake.end()
             await consumer.finish()
         finally:
@@ -174,7 +190,8 @@ class RabbitBroker:
 
     def publishing(self) -> bool:
         """See the port."""
-        return self._up.is_set() and not self._missing
+        answers = time.monotonic() - self._looked_at < self._check_every_s + _LOOK_TAKES_S  # not so under an alarm
+        return self._up.is_set() and not self._missing and answers
 
     async def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
         """See the port. Looking is a delivery too: the queues looked at have no limit that it could reach."""
@@ -187,15 +204,14 @@ class RabbitBroker:
         """See the port. What is not taken returns to its place when the channel closes."""
         wanted, taken = set(ids), 0
         async with self._side_channel() as channel:
-            if not wanted:
-                return 0
-            async for message in _drain(channel, queue, None):
+            source = _drain(channel, queue, None)
+            while wanted and (message := await anext(source, None)) is not None:
                 kept = _kept(message)
                 if kept.id in wanted:
+                    wanted.discard(kept.id)
                     await action(kept)
                     await message.ack()
                     taken += 1
-                    wanted.discard(kept.id)
         return taken
 
     async def replay(self, queue: str, ids: Iterable[str]) -> int:
@@ -268,7 +284,7 @@ class RabbitBroker:
         if not isinstance(answer, Basic.Ack):
             raise BrokerError(Reason.PUBLISH_REFUSED, f"the broker answered {type(answer).__name__}")
 
-    async def _keep_line(self, name: str, session: Session) -> None:
+    async def _keep_line(self, name: str, session: Session, *, refused_for_s: float = math.inf) -> None:
         """Keep one connection up and its session running, for ever; backing off while it cannot be had.
 
         Raises:
@@ -280,6 +296,8 @@ class RabbitBroker:
                 on=_LINE_ERRORS, attempts=None, timeout=None, wait_initial=0.2, wait_max=5.0
             ):
                 with attempt:
+                    if attempt.num > 1:
+                        works_since = None  # it did not work: what was refused before does not count
                     connection = await aio_pika.connect(
                         str(self._url),
                         timeout=_ANSWER_TIMEOUT_S,
@@ -293,16 +311,17 @@ class RabbitBroker:
             except _LINE_ERRORS as error:
                 log.warning("broker.line_lost", line=name, error=type(error).__name__, detail=str(error)[:200])
             lasted_s = time.monotonic() - opened
-            if lasted_s > self._check_every_s:
+            if lasted_s > _WORKED_AFTER_S:
                 works_since = None
-            elif time.monotonic() - works_since > self._refused_for_s:
-                raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{name}: refused for {self._refused_for_s:.0f} s")
+            elif time.monotonic() - works_since > refused_for_s:
+                raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{name}: refused for {refused_for_s:.0f} s")
             await asyncio.sleep(_AGAIN_AFTER_S)
 
     async def _publish_session(self, connection: AbstractConnection) -> None:
         """Have the topology there, then publish until the line breaks, looking after the required queues."""
         closed = _closed(connection)
-        self._missing = await self._find_missing(connection)
+        self._reached.set()
+        await self._look(connection)
         if self._declares and not self._missing:
             await _declare(connection, self._topology)  # bindings and exchanges cannot be looked for
         await self._await_topology(connection)
@@ -315,7 +334,7 @@ class RabbitBroker:
         log.info("broker.connected", broker=f"{self._url.host}:{self._url.port or 5672}")
         try:
             while not await _happened(closed, within_s=self._check_every_s):
-                self._missing = await self._find_missing(connection)
+                await self._look(connection)
                 if self._missing:
                     log.error("queues.missing", queues=sorted(self._missing))
                     await self._await_topology(connection)
@@ -335,20 +354,12 @@ class RabbitBroker:
             else:
                 log.warning("topology.awaited", missing=sorted(self._missing), remedy="wavekeep topology apply")
                 await asyncio.sleep(self._check_every_s)
-            self._missing = await self._find_missing(connection)
+            await self._look(connection)
 
-    async def _find_missing(self, connection: AbstractConnection) -> frozenset[str]:
-        """Return the queues that do not answer, by declaring each passively."""
-        missing: set[str] = set()
-        channel = await connection.channel()
-        for queue in self._topology.queues:
-            try:
-                await channel.declare_queue(queue.name, passive=True, timeout=_ANSWER_TIMEOUT_S)
-            except ChannelNotFoundEntity:
-                missing.add(queue.name)
-                channel = await connection.channel()
-        await channel.close()
-        return frozenset(missing)
+    async def _look(self, connection: AbstractConnection) -> None:
+        """Note what is missing. On a publishing connection this waits for the end of an alarm."""
+        self._missing = await _find_missing(connection, self._topology)
+        self._looked_at = time.monotonic()
 
     async def _consume_session(
         self, consumer: Consumer, subscription: Subscription, intake: "_Intake", connection: AbstractConnection
@@ -378,7 +389,7 @@ class RabbitBroker:
         log.info("consumer.started", queue=queue_name, concurrency=subscription.concurrency)
         try:
             while not await _happened(broken, within_s=self._check_every_s):
-                watch = await connection.channel()
+                watch = await _channel(connection)
                 seen = await watch.declare_queue(queue_name, passive=True, timeout=_ANSWER_TIMEOUT_S)
                 await watch.close()
                 if not seen.declaration_result.consumer_count and not intake.ended:
@@ -401,6 +412,38 @@ class RabbitBroker:
             raise BrokerError(Reason.BROKER_UNAVAILABLE, "not connected in time") from error
         except _LINE_ERRORS as error:
             raise BrokerError(Reason.BROKER_UNAVAILABLE, f"the connection was lost: {type(error).__name__}") from error
+
+
+async def find_missing(url: str, topology: Topology) -> frozenset[str]:
+    """Return the queues of a topology that a broker does not have. Needs no right to configure.
+
+    Raises:
+        BrokerError: the broker cannot be used.
+    """
+    async with _visit(url) as connection:
+        return await _find_missing(connection, topology)
+
+
+async def apply_topology(url: str, topology: Topology) -> frozenset[str]:
+    """Create what is missing of a topology; return the queues that were. Idempotent; needs the right to configure.
+
+    Raises:
+        BrokerError: the broker cannot be used, or has a queue of that name with other arguments.
+    """
+    async with _visit(url) as connection:
+        missing = await _find_missing(connection, topology)
+        await _declare(connection, topology)
+        return missing
+
+
+@contextlib.asynccontextmanager
+async def _visit(url: str) -> AsyncGenerator[AbstractConnection, None]:
+    """Lend one connection for an operator's work."""
+    try:
+        async with await aio_pika.connect(url, timeout=_ANSWER_TIMEOUT_S) as connection:
+            yield connection
+    except _LINE_ERRORS as error:
+        raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 class _Intake:
@@ -434,17 +477,42 @@ class _RabbitDelivery:
         try:
             await self._incoming.ack()
         except (*_LINE_ERRORS, MessageProcessError) as error:
-            raise DeliveryLostError(
-                Reason.BROKER_UNAVAILABLE, "its channel is gone; the broker hands the message out again"
-            ) from error
+            raise _lost() from error
 
     async def retry(self, step: Step, reason: Reason | None) -> None:
+        self._assert_ours()
         await self._broker.retry(self.message, step, reason)
         await self.ack()
 
     async def park(self, reason: Reason) -> None:
+        self._assert_ours()
         await self._broker.park(self.message, reason)
         await self.ack()
+
+    def _assert_ours(self) -> None:
+        """Publish no copy of what the broker hands out again anyway: each would go round by itself to the end."""
+        try:
+            _ = self._incoming.channel
+        except _LINE_ERRORS as error:
+            raise _lost() from error
+
+
+def _lost() -> DeliveryLostError:
+    return DeliveryLostError(Reason.BROKER_UNAVAILABLE, "its channel is gone; the broker hands the message out again")
+
+
+async def _find_missing(connection: AbstractConnection, topology: Topology) -> frozenset[str]:
+    """Return the queues that do not answer, by declaring each passively."""
+    missing: set[str] = set()
+    channel = await _channel(connection)
+    for queue in topology.queues:
+        try:
+            await channel.declare_queue(queue.name, passive=True, timeout=_ANSWER_TIMEOUT_S)
+        except ChannelNotFoundEntity:
+            missing.add(queue.name)
+            channel = await _channel(connection)
+    await channel.close()
+    return frozenset(missing)
 
 
 async def _declare(connection: AbstractConnection, topology: Topology) -> None:
@@ -458,6 +526,14 @@ async def _declare(connection: AbstractConnection, topology: Topology) -> None:
         }
         for binding in topology.bindings:
             await queues[binding.queue].bind(binding.exchange, binding.pattern)
+
+
+async def _channel(connection: AbstractConnection) -> AbstractChannel:
+    """Open a channel within bounds, counted from the end of an alarm: only a frozen broker is given up."""
+    if connection.transport is not None:
+        await connection.transport.ready()
+    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        return await connection.channel()
 
 
 async def _drain(channel: AbstractChannel, queue: str, most: int | None) -> AsyncIterator[AbstractIncomingMessage]:
@@ -484,11 +560,12 @@ def _closed(connection: AbstractConnection) -> asyncio.Event:
     return event
 
 
-async def _happened(event: asyncio.Event, *, within_s: float) -> bool:
-    """Wait for an event; tell whether it came in time."""
+async def _happened(event: asyncio.Event, *, within_s: float | None, unless: asyncio.Task[None] | None = None) -> bool:
+    """Wait for an event, but not beyond the end of a task that would bring it; tell whether it came in time."""
+    waiting = asyncio.ensure_future(event.wait())
     try:
-        async with asyncio.timeout(within_s):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
+        others = {unless} if unless else set()
+        await asyncio.wait({waiting, *others}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    return event.is_set()

@@ -60,6 +60,7 @@ _PAGE = """
 SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
 WHERE queue = ? AND leased = 0 AND (available_at, id) > (?, ?) ORDER BY available_at, id LIMIT ?
 """
+_WEIGH = "SELECT count(*), sum(length(body)) FROM message WHERE queue = ?"
 _ONE = """
 SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
 WHERE queue = ? AND id = ?
@@ -102,13 +103,18 @@ def lease(db: sqlite3.Connection, queue: str, most: int, now: float) -> tuple[li
             park(db, row[0], parked_queue(service_of(queue)), Reason.DELIVERY_LIMIT, now)
         else:
             db.execute(_LEASE, (row[0],))
-    following: float | None = db.execute(_NEXT_TURN, (queue,)).fetchone()[0]
+    following = oldest(db, queue)
     return [(row[0], _message(queue, row, now)) for row in rows if row[5] < CRASH_LOOP_LIMIT], following
 
 
 def delete(db: sqlite3.Connection, message_id: int) -> int:
     """Forget a message; return how many there were (0 or 1)."""
     return db.execute("DELETE FROM message WHERE id = ?", (message_id,)).rowcount
+
+
+def delete_kept(db: sqlite3.Connection, queue: str, message_id: str) -> int:
+    """Forget a kept message, unless it has left its queue meanwhile; return how many there were (0 or 1)."""
+    return db.execute("DELETE FROM message WHERE queue = ? AND id = ?", (queue, message_id)).rowcount
 
 
 def put_back(db: sqlite3.Connection, message_id: int, message: Message, reason: Reason | None, when: float) -> None:
@@ -146,6 +152,18 @@ def one(db: sqlite3.Connection, queue: str, message_id: str) -> Kept | None:
     """Return one kept message, or None where it is not there (any more)."""
     row = db.execute(_ONE, (queue, message_id)).fetchone()
     return None if row is None else _kept(row)
+
+
+def weigh(db: sqlite3.Connection, queue: str) -> tuple[int, int]:
+    """Return how many messages a queue holds, and the bytes of their bodies. Reads them all."""
+    count, size = db.execute(_WEIGH, (queue,)).fetchone()
+    return count, size or 0
+
+
+def oldest(db: sqlite3.Connection, queue: str) -> float | None:
+    """Return when the next message's turn came or comes, in Unix seconds; None where none waits."""
+    moment: float | None = db.execute(_NEXT_TURN, (queue,)).fetchone()[0]
+    return moment
 
 
 def depths(db: sqlite3.Connection) -> dict[str, int]:

@@ -129,7 +129,8 @@ def _work(name: str) -> Queue:
     )
 
 
-def _kept(name: str) -> Queue:
+def kept_queue(name: str) -> Queue:
+    """Define a queue that is looked at and never consumed: nothing leaves it by time or by looking."""
     return _quorum(name, "kept", x_delivery_limit=LOOKED_AT_FOREVER)
 
 
@@ -150,7 +151,7 @@ def _service(name: str, ladder: Sequence[Step], destinations: Sequence[str] = ()
     ]
     return Topology(
         exchanges=(private, back),
-        queues=(*work, *delays, _kept(parked_queue(name))),
+        queues=(*work, *delays, kept_queue(parked_queue(name))),
         bindings=(
             *(Binding(private, queue.name, queue.name) for queue in work),
             *(Binding(back, f"delay.*.{queue.name}", queue.name) for queue in work),
@@ -166,7 +167,7 @@ def topology(destinations: Sequence[str] = (), *, ladder: Sequence[Step] = LADDE
     notifier = _service(NOTIFIER, ladder, destinations)
     return Topology(
         exchanges=(INTAKE_EXCHANGE, EVENTS_EXCHANGE, *downloader.exchanges, *notifier.exchanges),
-        queues=(*downloader.queues, *notifier.queues, _kept(UNRECOGNISED)),
+        queues=(*downloader.queues, *notifier.queues, kept_queue(UNRECOGNISED)),
         bindings=(
             Binding(INTAKE_EXCHANGE, "report.succeeded", DOWNLOADER),
             Binding(INTAKE_EXCHANGE, "report.failed", DOWNLOADER),
