@@ -1,11 +1,12 @@
-"""The command line's settings: what it must know to find the broker and the files.
+"""The command line's settings: what it must know to find the broker and the files, and to do again what a service does.
 
 Responsible for: reading the same environment as the services do.
 """
 
 from downloader.settings import DownloaderSettings
+from ingress.settings import IngressSettings
 from notifier.settings import NotifierSettings
 
 
-class CliSettings(DownloaderSettings, NotifierSettings):
-    """What an operator's command needs to know. It listens nowhere."""
+class CliSettings(IngressSettings, DownloaderSettings, NotifierSettings):
+    """What an operator's command needs to know. It listens nowhere, and needs no secret of a vendor's."""

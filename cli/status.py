@@ -4,6 +4,7 @@ Responsible for: asking the operations servers, and reading manifests. It must n
 """
 
 import asyncio
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +14,15 @@ import msgspec
 
 from cli.output import as_json, print_json, print_table
 from cli.session import finish, settings
-from downloader.names import names_of
-from downloader.storage import FolderStorage
+from downloader.manifest import read_manifest
+from downloader.names import Names, names_of
+from downloader.storage import FolderStorage, Storage
+from shared.errors import PermanentError, Reason
 from shared.vendors import Vendor
+
+vendor_option = click.option(
+    "--vendor", type=click.Choice([str(v) for v in Vendor]), help="Only this vendor's task of the name."
+)
 
 PORTS = {"standalone": 9100, "ingress": 9101, "downloader": 9102, "notifier": 9103}
 
@@ -40,13 +47,12 @@ def status(host: str, ports: tuple[int, ...], *, json_output: bool) -> None:
 
 @click.command()
 @click.argument("task")
-@click.option("--vendor", type=click.Choice([str(v) for v in Vendor]), help="Only this vendor's task of the name.")
+@vendor_option
 @as_json
 def show(task: str, vendor: str | None, *, json_output: bool) -> None:
-    """Show what is kept of TASK (the vendor's id, or VENDOR/ID): its manifest, or its rejection."""
-    if vendor is None and task.partition("/")[0] in set(Vendor):
-        vendor, _, task = task.partition("/")
-    found = finish(lambda: _records([vendor] if vendor else [str(v) for v in Vendor], task))
+    """Show what is kept of TASK (the vendor's id, or VENDOR/ID): its manifest and revisions, or its rejection."""
+    vendors, task = _split(vendor, task)
+    found = finish(lambda: _records(vendors, task))
     if not found:
         raise click.ClickException(
             f"Nothing is kept of a task {task}. It may still be on its way: wavekeep parked list"
@@ -55,8 +61,37 @@ def show(task: str, vendor: str | None, *, json_output: bool) -> None:
         print_json(found)
         return
     for record in found:
+        revisions = record.pop("revisions", [])
         print_table(("", ""), _flat(record), empty="")
+        if revisions:
+            click.echo()
+            columns = ("revision", "sha256", "audio", "stored_at", "announced", "explanation")
+            print_table(columns, ([revision[column] for column in columns] for revision in revisions), empty="")
         click.echo()
+
+
+def find_vendor(vendor: str | None, task: str) -> tuple[str, str]:
+    """Return the vendor and id of a task of which a file is kept, where only one vendor has such a task.
+
+    Raises:
+        click.ClickException: none has, or several have.
+    """
+    vendors, task_id = _split(vendor, task)
+    if len(vendors) > 1:
+        stored = [r["vendor"] for r in finish(lambda: _records(vendors, task_id)) if r["state"] == "stored"]
+        if not stored:
+            raise click.ClickException(f"No file is stored of a task {task_id}, so there is nothing to replace.")
+        vendors = stored
+    if len(vendors) > 1:
+        raise click.ClickException(f"Say whose task {task_id} is meant: --vendor {' or '.join(vendors)}.")
+    return vendors[0], task_id
+
+
+def _split(vendor: str | None, task: str) -> tuple[list[str], str]:
+    """Return the vendors that may be meant, and the task's id."""
+    if vendor is None and task.partition("/")[0] in set(Vendor):
+        vendor, _, task = task.partition("/")
+    return [vendor] if vendor else [str(v) for v in Vendor], task
 
 
 async def _ask_all(host: str, ports: dict[str, int]) -> dict[str, Any]:
@@ -87,12 +122,43 @@ async def _records(vendors: list[str], task: str) -> list[dict[str, Any]]:
             for state, key in (("stored", names.manifest), ("rejected", names.rejected)):
                 content = await storage.read(key)
                 if content is not None:
-                    record = {"state": state, **msgspec.json.decode(content)}
+                    record = {"state": state, **_decoded(content, key)}
                     if state == "stored":
                         record["announced"] = await storage.exists(names.announced)
+                        record["revisions"] = await _revisions(storage, names)
                     found.append(record)
                     break
     return found
+
+
+def _decoded(content: bytes, key: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PermanentError(Reason.STORAGE_FAILED, f"the record {key} cannot be read: {error}") from error
+
+
+async def _revisions(storage: Storage, names: Names) -> list[dict[str, Any]]:
+    """Return the gist of every revision, oldest first; nothing where no person ever replaced the file."""
+    found: list[dict[str, Any]] = []
+    for number in itertools.count(1):
+        content = await storage.read(names.revision(number))
+        if content is None:
+            break
+        manifest = read_manifest(content)
+        marker = names.announced if number == 1 else names.replacement_announced(number)
+        found.append(
+            {
+                "revision": number,
+                "sha256": manifest.sha256,
+                "size_bytes": manifest.size_bytes,
+                "audio": manifest.audio,
+                "stored_at": manifest.stored_at,
+                "announced": await storage.exists(marker),
+                "explanation": manifest.replacement.explanation if manifest.replacement else None,
+            }
+        )
+    return found if len(found) > 1 else []
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:

@@ -15,10 +15,12 @@ from prometheus_client import CollectorRegistry
 from downloader.custody import Custody
 from downloader.fence import Fence, Opening
 from downloader.fetch import Fetcher, Limits
+from downloader.links import Links
 from downloader.metrics import DownloaderMetrics
 from downloader.settings import DownloaderSettings
 from downloader.staging import Staging
 from downloader.storage import FolderStorage, Storage
+from downloader.vendor_api import VendorApi
 from shared import lifecycle
 from shared.clock import Clock, system_clock
 from shared.messaging.factory import build_broker
@@ -62,11 +64,13 @@ class Downloader:
                 max_bytes=settings.download_max_bytes,
                 min_bytes_per_s=settings.least_bytes_per_s,
                 attempt_timeout_s=settings.download_attempt_timeout_s,
+                rate_window_s=settings.download_rate_window_s,
             ),
             executor=self._executor,
         )
+        self._vendor_api = VendorApi(settings.accounts(), metrics=self._metrics)
         self._custody = Custody(
-            source=self._fetcher,
+            source=Links(self._fetcher, self._vendor_api, attempt_timeout_s=settings.download_attempt_timeout_s),
             staging=self._staging,
             storage=self._storage,
             publisher=broker,
@@ -96,6 +100,7 @@ class Downloader:
             self._metrics.swept.inc(await self._staging.start())
             await self._storage.start()
             await stack.enter_async_context(self._fetcher)
+            await stack.enter_async_context(self._vendor_api)
             await self._broker.consume(self._subscription, stop=stop)
 
     def checks(self) -> Mapping[str, bool]:

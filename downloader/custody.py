@@ -46,15 +46,18 @@ Report = ReportSucceeded | ReportFailed
 class Source(Protocol):
     """Where files come from."""
 
-    async def fetch(self, url: str, sink: Sink) -> Fetched:
-        """Stream the file into the sink; raises retryable or permanent errors."""
+    async def fetch(self, report: ReportSucceeded, sink: Sink) -> tuple[str, Fetched]:
+        """Stream a report's file into the sink; return the link it came by, which may be fresher than the report's.
+
+        Raises retryable or permanent errors.
+        """
 
 
 class Custody:
     """Handles reports. Idempotent: a report handled twice changes nothing the second time.
 
     Args:
-        source: fetches past the fence.
+        source: follows links, past the fence.
         staging: proves attempts.
         storage: keeps what is whole.
         publisher: announces; confirms before it returns.
@@ -95,14 +98,14 @@ class Custody:
                 else:
                     await self._vendor_succeeded(event, report, names, message)
 
-    def next_step(self, message: Message) -> Step | None:
-        """Return how long to wait after one more failure; None past the deadline."""
+    def next_step(self, message: Message, reason: Reason) -> Step | None:
+        """Return how long to wait after one more failure for this reason; None past the deadline."""
         try:
             _, report = _report(message)
         except PermanentError:
             return None
         marks = (moment for _, moment in at_risk_marks(report.received_at, report.deadline))
-        return choose_step(message.attempts + 1, now=self._clock(), end=report.deadline, marks=marks)
+        return choose_step(message.attempts + 1, now=self._clock(), end=report.deadline, reason=reason, marks=marks)
 
     async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
         """Tell that a report is given up, before it is parked.
@@ -128,7 +131,7 @@ class Custody:
                 raise
         claimed = events.digest(identity(report.url))
         await self._announce_stored(event, manifest, names)
-        if claimed != manifest.link_identity:
+        if not manifest.knows(claimed):
             await self._announce_conflict(event, manifest, names, report, claimed)
 
     async def _vendor_failed(self, event: Event, report: ReportFailed, names: Names) -> None:
@@ -143,8 +146,8 @@ class Custody:
         """Fetch, prove, store, commit; return the manifest that won, ours or another writer's."""
         with self._metrics.attempt() as outcome:
             async with self._staging.attempt() as attempt:
-                fetched = await self._source.fetch(report.url, attempt)
-                manifest = await self._prove(event, report, names, attempt, fetched)
+                link, fetched = await self._source.fetch(report, attempt)
+                manifest = await self._prove(event, report, names, attempt, link, fetched)
                 await self._storage.keep(attempt.path, manifest.audio)
             await self._read_again(manifest, names)
             if await self._storage.create(names.manifest, write(manifest)):
@@ -161,7 +164,7 @@ class Custody:
             return winner
 
     async def _prove(
-        self, event: Event, report: ReportSucceeded, names: Names, attempt: Attempt, fetched: Fetched
+        self, event: Event, report: ReportSucceeded, names: Names, attempt: Attempt, link: str, fetched: Fetched
     ) -> Manifest:
         proven_by_transport = fetched.transport != "close_delimited"
         judgement, digest = await asyncio.get_running_loop().run_in_executor(
@@ -178,8 +181,9 @@ class Custody:
             format=judgement.format,
             evidence=Evidence(trust=report.trust, transport=fetched.transport),
             warnings=tuple(str(warning) for warning in judgement.warnings),
-            link=public(report.url),
+            link=public(link),
             link_identity=events.digest(identity(report.url)),
+            fetched_identity=None if link == report.url else events.digest(identity(link)),
             received_at=report.received_at,
             deadline=report.deadline,
             stored_at=self._clock().astimezone(UTC),
@@ -246,7 +250,7 @@ class Custody:
             kept_link=manifest.link,
             claimed_link=None if isinstance(report, ReportFailed) else public(report.url),
             claimed_code=report.code if failed else None,
-            kept_identity=manifest.link_identity,
+            kept_identity=manifest.kept_identity,
             claimed_identity=claimed,
             received_at=report.received_at,
         )

@@ -1,7 +1,8 @@
 """The manifest: the JSON beside a file that proves it, and the commit point of custody.
 
-Responsible for: its fields and their meaning, and the event each one becomes. Immutable once created. It must not
-hold anything that opens the link: no query, no secret.
+Responsible for: its fields and their meaning, and the event each one becomes. Immutable once created: where a person
+replaces the file, each revision is kept under a name of its own. It must not hold anything that opens the link: no
+query, no secret.
 """
 
 from datetime import datetime
@@ -10,24 +11,44 @@ from typing import Literal, TypeVar
 import msgspec
 
 from shared.errors import PermanentError, Reason
-from shared.events import ConversionStored, Evidence, Format
+from shared.events import ConversionStored, Evidence, FileReplaced, Format
 from shared.vendors import Vendor
 
 R = TypeVar("R")
+
+
+class Replacement(msgspec.Struct, frozen=True, kw_only=True):
+    """Why this revision is there: a person put it in the place of the one before.
+
+    Attributes:
+        link: where the file was fetched from, without query; null where the person brought it.
+        link_identity: as in the manifest; null as well.
+        explanation: the person's.
+    """
+
+    previous_sha256: str
+    link: str | None
+    link_identity: str | None
+    explanation: str | None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept, and how it was proven.
 
     Attributes:
+        revision: 1 as stored; one more each time a person replaced the file.
+        replacement: from the second revision on.
         audio: key of the audio in the same storage.
-        link: where it came from, without query.
-        link_identity: digest of the link without its signature, to tell a repetition from a contradiction.
-        event_id: of the `conversion.stored` that tells it.
+        link: where it came from, without query: the report's link, or the fresh one that was followed in its place.
+        link_identity: digest of the report's link without its signature, to tell a repetition from a contradiction.
+            It stays that of the report whichever link was followed, because the report is what the vendor repeats.
+        fetched_identity: digest of the fresh link where one was followed; null where the report's own was.
+        event_id: of the `conversion.stored`, or `file.replaced`, that tells it.
         quality: findings of a quality run; null where none was configured.
     """
 
     version: Literal[1] = 1
+    revision: int = 1
     vendor: Vendor
     task_id: str
     audio: str
@@ -40,11 +61,23 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     quality: None = None
     link: str
     link_identity: str
+    fetched_identity: str | None = None
     received_at: datetime
     deadline: datetime
     stored_at: datetime
     event_id: str
     traceparent: str
+    replacement: Replacement | None = None
+
+    @property
+    def kept_identity(self) -> str:
+        """The identity of `link`: of the file that is kept."""
+        return self.fetched_identity or self.link_identity
+
+    def knows(self, identity: str) -> bool:
+        """Tell whether a link of this identity led to what is kept, so that a report of it contradicts nothing."""
+        replaced_by = self.replacement and self.replacement.link_identity
+        return identity in {self.link_identity, self.fetched_identity, replaced_by}
 
     def announcement(self) -> ConversionStored:
         """Return what `conversion.stored` says of it: always the same."""
@@ -59,6 +92,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             quality=self.quality,
             warnings=self.warnings,
             stored_at=self.stored_at,
+        )
+
+    def replacement_announcement(self) -> FileReplaced:
+        """Return what `file.replaced` says of a later revision: always the same."""
+        assert self.replacement is not None
+        return FileReplaced(
+            vendor=self.vendor,
+            task_id=self.task_id,
+            revision=self.revision,
+            uri=self.uri,
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+            format=self.format,
+            evidence=self.evidence,
+            warnings=self.warnings,
+            previous_sha256=self.replacement.previous_sha256,
+            fetched_link=self.replacement.link,
+            explanation=self.replacement.explanation,
+            replaced_at=self.stored_at,
         )
 
 

@@ -9,6 +9,7 @@ from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from downloader.record import Outcome
 from shared.errors import Reason
 from shared.retry import AT_RISK_PERCENT
 from shared.vendors import Vendor
@@ -74,11 +75,19 @@ class DownloaderMetrics:
             ["percent"],
             registry=registry,
         )
+        self.questions = Counter(
+            "wavekeep_downloader_vendor_questions_total",
+            "Questions after a fresh link, by what came of them.",
+            ["vendor", "outcome"],
+            registry=registry,
+        )
         self.swept = Counter(
             "wavekeep_downloader_swept_files_total", "Files of dead attempts removed at start.", registry=registry
         )
         for vendor in Vendor:
             self.stored.labels(str(vendor))
+            for answer in Outcome:
+                self.questions.labels(str(vendor), str(answer))
         for reason in Reason:
             self.rejected.labels(str(reason))
         for claim in CLAIMS:

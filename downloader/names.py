@@ -48,6 +48,14 @@ class Names:
         """Made after `conversion.at_risk` with this threshold was confirmed."""
         return f"{self.stem}.at_risk.{percent}.announced"
 
+    def revision(self, number: int) -> str:
+        """One revision of the manifest, kept for ever, once a person replaced the file; the first one is number 1."""
+        return f"{self.stem}.v{number}.json"
+
+    def replacement_announced(self, revision: int) -> str:
+        """Made after `file.replaced` for this revision was confirmed."""
+        return f"{self.stem}.v{revision}.announced"
+
     def audio(self, digest: str) -> str:
         """The audio; its digest in the name means that nobody can replace what a manifest describes."""
         return f"{self.stem}.{digest[:12]}.wav"

@@ -1,19 +1,52 @@
 """The downloader's settings.
 
-Responsible for: where files are kept and what a download may cost, with the checks between them. It must not open
-anything.
+Responsible for: where files are kept, what a download may cost, with the checks between them, and which vendors can be
+asked. It must not open anything.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from types import MappingProxyType
+from typing import Annotated, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from downloader.fence import Opening, parse_opening
+from downloader.vendor_api import Account
 from shared.settings import PREFIX, Port, ServiceSettings, Words
+from shared.vendors import Vendor
 
 DEFAULT_MAX_BYTES = 512 * 1024 * 1024
+
+
+def _api_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("must be of printable ASCII without spaces, as it goes into a header")
+    return value
+
+
+def _api_base(value: str) -> str:
+    parts = urlsplit(value)
+    try:
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ValueError("has no port where one should be") from None
+    plain = not (parts.username or parts.password or parts.query or parts.fragment)
+    if parts.scheme not in {"http", "https"} or not named or not plain:
+        raise ValueError("must be https://HOST, perhaps with a path, and hold neither a password nor a query")
+    return value.rstrip("/")
+
+
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
+ApiBase = Annotated[str, AfterValidator(_api_base)]
+ApiRate = Annotated[int, Field(ge=1, le=20)]
+"""The vendors allow an account 20 requests in ten seconds."""
+
+_KEY = "Key of the vendor's API, to ask for a fresh link where one has expired. Unset: never asked."
+_BASE = "Base of the vendor's API; http only in a network of your own, as the key travels in it."
+_RATE = "Questions put to the vendor in ten seconds; half of it for a minute when that was too fast."
 
 
 class DownloaderSettings(ServiceSettings):
@@ -32,7 +65,10 @@ class DownloaderSettings(ServiceSettings):
     download_min_bytes_per_s: float | None = Field(
         default=None,
         gt=0,
-        description="Least rate, in bytes per second over half a minute. Default: what the largest file needs.",
+        description="Least rate, in bytes per second. Default: what the largest file needs.",
+    )
+    download_rate_window_s: float = Field(
+        default=30.0, gt=0, description="Seconds of waiting over which the least rate is measured; the longest silence."
     )
     download_attempt_timeout_s: float = Field(default=1_500.0, gt=0, description="Seconds one attempt may take.")
     download_allowed_hosts: Words = Field(
@@ -46,6 +82,15 @@ class DownloaderSettings(ServiceSettings):
     ack_timeout_s: float = Field(
         default=1_800.0, gt=0, description="The broker's acknowledgement time-out (`consumer_timeout`), in seconds."
     )
+    apibox_api_key: ApiKey | None = Field(default=None, description=_KEY)
+    apibox_api_base: ApiBase = Field(default="https://api.api.box", description=_BASE)
+    apibox_api_rate_per_10s: ApiRate = Field(default=5, description=_RATE)
+    kie_api_key: ApiKey | None = Field(default=None, description=_KEY)
+    kie_api_base: ApiBase = Field(default="https://api.kie.ai", description=_BASE)
+    kie_api_rate_per_10s: ApiRate = Field(default=5, description=_RATE)
+    sunoapi_api_key: ApiKey | None = Field(default=None, description=_KEY)
+    sunoapi_api_base: ApiBase = Field(default="https://api.sunoapi.org", description=_BASE)
+    sunoapi_api_rate_per_10s: ApiRate = Field(default=5, description=_RATE)
 
     @field_validator("storage_url")
     @classmethod
@@ -96,6 +141,20 @@ class DownloaderSettings(ServiceSettings):
     def staging_folder(self) -> Path:
         """The folder attempts are proven in."""
         return self.data_dir.absolute() / "staging"
+
+    def accounts(self) -> Mapping[Vendor, Account]:
+        """Return our account with each vendor that a key is configured for."""
+        return MappingProxyType(
+            {
+                vendor: Account(
+                    base=getattr(self, f"{vendor}_api_base"),
+                    key=getattr(self, f"{vendor}_api_key"),
+                    per_10_s=getattr(self, f"{vendor}_api_rate_per_10s"),
+                )
+                for vendor in Vendor
+                if getattr(self, f"{vendor}_api_key") is not None
+            }
+        )
 
     @property
     def openings(self) -> tuple[Opening, ...]:

@@ -47,6 +47,9 @@ class Storage(Protocol):
     async def create(self, key: str, content: bytes) -> bool:
         """Create an object, durably and whole; False, and nothing changed, where the key is taken."""
 
+    async def replace(self, key: str, content: bytes) -> None:
+        """Put an object under its key, durably, whatever was there; a crash leaves the old or the new one whole."""
+
     async def read(self, key: str) -> bytes | None:
         """Return a small object, or None."""
 
@@ -104,6 +107,10 @@ class FolderStorage:
     async def create(self, key: str, content: bytes) -> bool:
         """See the port."""
         return await self._run(lambda: self._create(key, content))
+
+    async def replace(self, key: str, content: bytes) -> None:
+        """See the port."""
+        await self._run(lambda: self._replace(key, content))
 
     async def read(self, key: str) -> bytes | None:
         """See the port."""
@@ -192,6 +199,13 @@ class FolderStorage:
             finally:
                 os.fsync(folder)  # also of what another writer linked: from here on we rely on it
             return True
+
+    def _replace(self, key: str, content: bytes) -> None:
+        with self._folder(key, create=True) as (folder, name), self._temporary() as (file, path):
+            _write_all(file, content)
+            os.fsync(file)
+            os.rename(path, name, dst_dir_fd=folder)
+            os.fsync(folder)
 
     @contextlib.contextmanager
     def _temporary(self) -> Generator[tuple[int, Path], None, None]:

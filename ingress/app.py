@@ -51,6 +51,7 @@ class Ingress:
             retention=settings.retention(),
             tolerance_s=settings.signature_tolerance_s,
             clock=clock,
+            on_skew=self._metrics.skewed,
         )
         self._app = build_app(intake, metrics=self._metrics, body_timeout_s=settings.ingress_body_timeout_s)
         self.port: int | None = None

@@ -73,19 +73,45 @@ def doubt_signature(
         return Doubt.SIGNATURE_MISSING
     if task_id is None:
         return Doubt.TASK_MISSING
-    if not timestamp.isascii() or not timestamp.isdigit() or len(timestamp) > 12:
+    sent_at = _read_timestamp(timestamp)
+    if sent_at is None:
         return Doubt.TIMESTAMP_OUTSIDE
     expected = tuple(sign(key, task_id, timestamp).encode() for key in credentials.hmac_keys)
     if not _is_one_of(signature.encode(errors="replace"), expected):
         return Doubt.SIGNATURE_WRONG
-    if abs(now.timestamp() - int(timestamp)) > tolerance_s:
+    if abs(now.timestamp() - sent_at) > tolerance_s:
         return Doubt.TIMESTAMP_OUTSIDE
     return None
+
+
+def proven_skew_s(
+    credentials: Credentials, doubt: Doubt | None, *, timestamp: str | None, now: datetime
+) -> float | None:
+    """Return how far now is behind (below 0) or after a timestamp that was rightly signed, in seconds.
+
+    A vendor's retry may carry the first attempt's timestamp, so up to 21 minutes after is no fault of any clock; behind
+    always is.
+
+    Args:
+        doubt: what `doubt_signature` said of it: outside is rightly signed too, for the signature is judged first.
+
+    Returns:
+        None where nothing proves who wrote the timestamp.
+    """
+    if not credentials.hmac_keys or doubt not in (None, Doubt.TIMESTAMP_OUTSIDE):
+        return None
+    sent_at = _read_timestamp(timestamp or "")
+    return None if sent_at is None else now.timestamp() - sent_at
 
 
 def sign(key: bytes, task_id: str, timestamp: str) -> str:
     """Return the signature kie sends for a task at a time."""
     return base64.b64encode(hmac.digest(key, f"{task_id}.{timestamp}".encode(), hashlib.sha256)).decode()
+
+
+def _read_timestamp(text: str) -> int | None:
+    """Read Unix seconds; None where they are none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
 
 
 def _is_one_of(presented: bytes, valid: Sequence[bytes]) -> bool:

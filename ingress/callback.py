@@ -1,26 +1,25 @@
 """What a vendor says: from the bytes of a callback to a reading of it.
 
-Responsible for: strict JSON (what two parsers could read differently is refused) and a tolerant reading of every
-spelling the vendors use, whichever vendor it comes from. Pure. It must not know HTTP, nor publish anything.
+Responsible for: what a callback means as a whole, from its task, code and link, whichever vendor it comes from; their
+spellings are `shared.vendor_json`'s. Pure. It must not know HTTP, nor publish anything.
 
 Source: the vendors' callback pages; each form has a sample in `tests/samples`.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any
+
+from shared import vendor_json
+from shared.vendor_json import MalformedJsonError, as_message, as_number, as_object, link_in, task_named
 
 SUCCESS_CODE = 200
 FAILED_CODE = 501
 LONGEST_TASK_ID = 256
-LONGEST_MESSAGE = 500
 
 _FORBIDDEN_IN_TASK_ID = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u2028\u2029]")
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-_LINK = re.compile(r"https?://[^/]", re.IGNORECASE)
 _OLDEST_COMPLETION = timedelta(days=30)
 
 
@@ -68,20 +67,9 @@ def parse(body: bytes) -> Mapping[str, Any]:
             number no computer agrees on, with a key twice, or with half a surrogate pair.
     """
     try:
-        document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-        if _SURROGATE_ESCAPE.search(body):
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise MalformedCallbackError("The body holds half a surrogate pair.") from None
-    except UnicodeDecodeError:
-        raise MalformedCallbackError("The body is not UTF-8.") from None
-    except RecursionError:
-        raise MalformedCallbackError("The body is nested too deep.") from None
-    except ValueError as error:
-        raise MalformedCallbackError(f"The body is not JSON: {str(error)[:100]}.") from None
-    if not isinstance(document, dict):
-        raise MalformedCallbackError("The body is JSON, but not an object.")
-    return document
+        return vendor_json.parse(body)
+    except MalformedJsonError as error:
+        raise MalformedCallbackError(str(error)) from None
 
 
 def read(document: Mapping[str, Any], *, received_at: datetime) -> Reading:
@@ -94,50 +82,25 @@ def read(document: Mapping[str, Any], *, received_at: datetime) -> Reading:
     Raises:
         MalformedCallbackError: the task id cannot be one.
     """
-    data = _object(document.get("data"))
-    task_id = _task_id(document, data)
+    data = as_object(document.get("data"))
+    named = task_named(data, document)
+    task_id = None if named is None else _checked_task_id(named)
     code = _code(document, data)
     state = data.get("state")
-    url = _link(data)
+    url = link_in(data)
     if task_id is None:
         return Unrecognised(None, "it names no task")
     if code is None:
         return Unrecognised(task_id, "it has no code")
-    message = _message(document, data)
+    message = as_message(data.get("failMsg"), document.get("msg"), document.get("message"), data.get("errorMessage"))
     completed_at = _completed_at(data, received_at)
     if code != SUCCESS_CODE:
         return Failed(task_id, code, message, completed_at)
     if state == "fail":
-        return Failed(task_id, _number(data.get("failCode")) or FAILED_CODE, message, completed_at)
+        return Failed(task_id, as_number(data.get("failCode")) or FAILED_CODE, message, completed_at)
     if url is None:
         return Unrecognised(task_id, "it tells success without a link to a WAV")
     return Succeeded(task_id, url, code, message, completed_at)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _task_id(document: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
-    for holder in (data, document):
-        for name in ("task_id", "taskId"):
-            value = holder.get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                value = str(value)
-            if isinstance(value, str) and value:
-                return _checked_task_id(value)
-    return None
 
 
 def _checked_task_id(task_id: str) -> str:
@@ -149,53 +112,10 @@ def _checked_task_id(task_id: str) -> str:
 
 
 def _code(document: Mapping[str, Any], data: Mapping[str, Any]) -> int | None:
-    code = _number(document.get("code"))
+    code = as_number(document.get("code"))
     if code is None and data.get("state") in ("success", "fail"):  # a set would fault on an unhashable state
         return SUCCESS_CODE
     return code
-
-
-def _number(value: Any) -> int | None:
-    """Read a code, which may come as a numeric string; None where it is none."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1_000_000_000:
-        return value
-    return None
-
-
-def _link(data: Mapping[str, Any]) -> str | None:
-    """Return the first link to a WAV, spaces encoded; None where there is none."""
-    for candidate in _candidates(data):
-        if isinstance(candidate, str) and _LINK.match(candidate.strip()):
-            return candidate.strip().replace(" ", "%20")
-    return None
-
-
-def _candidates(data: Mapping[str, Any]) -> Iterator[Any]:
-    for holder in (data, _object(data.get("response"))):
-        yield holder.get("audioWavUrl")
-        yield holder.get("audio_wav_url")
-    if data.get("state") == "success":
-        yield from _result_urls(data.get("resultJson"))
-
-
-def _result_urls(result: Any) -> list[Any]:
-    """Read kie's job form: a JSON string that holds the links."""
-    if isinstance(result, str):
-        try:
-            result = parse(result.encode("utf-8", "surrogatepass"))
-        except MalformedCallbackError:
-            return []
-    urls = _object(result).get("resultUrls")
-    return urls if isinstance(urls, list) else []
-
-
-def _message(document: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    for value in (data.get("failMsg"), document.get("msg"), document.get("message"), data.get("errorMessage")):
-        if isinstance(value, str) and value:
-            return value[:LONGEST_MESSAGE]
-    return ""
 
 
 def _completed_at(data: Mapping[str, Any], received_at: datetime) -> datetime | None:

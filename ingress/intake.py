@@ -4,16 +4,16 @@ Responsible for: the one way from an authenticated body to a confirmed report. I
 nor which broker confirms. What it returns was durable before.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from ingress import callback
-from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token
+from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token, proven_skew_s
+from ingress.report import make_report
 from shared import events
 from shared.clock import Clock
-from shared.events import Data, ReportFailed, ReportSucceeded, ReportUnrecognised, Trust
+from shared.events import Trust
 from shared.messaging.port import Publisher
 from shared.vendors import Vendor
 
@@ -43,6 +43,7 @@ class Intake:
         credentials: of each vendor that is served.
         retention: how long each vendor keeps a file.
         tolerance_s: of a signature's timestamp.
+        on_skew: told how far our clock is from each rightly signed timestamp, in seconds.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Intake:
         retention: Mapping[Vendor, timedelta],
         tolerance_s: float,
         clock: Clock,
+        on_skew: Callable[[Vendor, float], None] = lambda *_: None,
     ) -> None:
         self._publisher = publisher
         self._credentials = credentials
         self._retention = retention
         self._tolerance_s = tolerance_s
         self._clock = clock
+        self._on_skew = on_skew
 
     def check_token(self, vendor: Vendor, proofs: Proofs) -> None:
         """Judge what needs no body, so that a stranger's body is never read.
@@ -90,52 +93,22 @@ class Intake:
             now=received_at,
             tolerance_s=self._tolerance_s,
         )
+        skew_s = proven_skew_s(credentials, doubt, timestamp=proofs.timestamp, now=received_at)
+        if skew_s is not None:
+            self._on_skew(vendor, skew_s)
         if doubt is not None:
             raise NotAuthenticError(doubt)
-        report = self._report(vendor, reading, body, received_at, _trust(credentials))
+        report = make_report(
+            vendor,
+            reading,
+            body,
+            received_at=received_at,
+            retention=self._retention[vendor],
+            trust=_trust(credentials),
+        )
         event = events.make(report, time=received_at, traceparent=traceparent)
         await self._publisher.publish(report.EXCHANGE, event.routing_key, events.encode(event), event_id=event.id)
         return event
-
-    def _report(
-        self,
-        vendor: Vendor,
-        reading: callback.Reading,
-        body: bytes,
-        received_at: datetime,
-        trust: tuple[Trust, ...],
-    ) -> Data:
-        if isinstance(reading, callback.Unrecognised):
-            return ReportUnrecognised(
-                vendor=vendor,
-                task_id=reading.task_id,
-                explanation=reading.explanation,
-                body=body.decode(),
-                body_sha256=hashlib.sha256(body).hexdigest(),
-                received_at=received_at,
-                trust=trust,
-            )
-        deadline = (reading.completed_at or received_at) + self._retention[vendor]
-        if isinstance(reading, callback.Failed):
-            return ReportFailed(
-                vendor=vendor,
-                task_id=reading.task_id,
-                code=reading.code,
-                message=reading.message,
-                received_at=received_at,
-                deadline=deadline,
-                trust=trust,
-            )
-        return ReportSucceeded(
-            vendor=vendor,
-            task_id=reading.task_id,
-            url=reading.url,
-            code=reading.code,
-            message=reading.message,
-            received_at=received_at,
-            deadline=deadline,
-            trust=trust,
-        )
 
 
 def _trust(credentials: Credentials) -> tuple[Trust, ...]:

@@ -46,7 +46,14 @@ class IngressMetrics:
             ["vendor"],
             registry=registry,
         )
+        self._skew = Gauge(
+            "wavekeep_ingress_signature_skew_seconds",
+            "Our clock minus the timestamp of the latest rightly signed callback, taken or refused.",
+            ["vendor"],
+            registry=registry,
+        )
         for vendor in Vendor:
+            self._skew.labels(str(vendor))
             self.unauthenticated.labels(str(vendor))
             for reading in READINGS:
                 self.accepted.labels(str(vendor), reading)
@@ -54,3 +61,7 @@ class IngressMetrics:
             self.refused.labels(str(refusal))
         for doubt in Doubt:
             self.doubted.labels(str(doubt))
+
+    def skewed(self, vendor: Vendor, skew_s: float) -> None:
+        """Note how far our clock is from a rightly signed timestamp."""
+        self._skew.labels(str(vendor)).set(skew_s)

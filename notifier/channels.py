@@ -10,7 +10,10 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 import aiohttp
@@ -20,6 +23,7 @@ from notifier.settings import WebhookDestination
 from shared.clock import Clock
 from shared.errors import Reason, RetryableError, StartError
 from shared.events import CONTENT_TYPE, Event, encode
+from shared.tracing import start
 
 log = structlog.get_logger()
 
@@ -71,8 +75,11 @@ class LogChannel:
 class WebhookChannel:
     """Posts the event as it is, signed; the CloudEvents id is the webhook id, so that a repetition is known as one.
 
+    A repetition has the same body, byte for byte; only the header's trace context is a new span.
+
     A 2xx answer is a delivery; redirects are not followed. Every other answer is worth another try: a receiver that
     says 404 or 410 today is often one that is being mended, and until `WAVEKEEP_NOTIFY_GIVE_UP_AFTER` nothing is lost.
+    Its Retry-After goes along with the error.
     """
 
     def __init__(self, destination: WebhookDestination, *, clock: Clock) -> None:
@@ -102,11 +109,11 @@ class WebhookChannel:
         """See the port."""
         assert self._session is not None
         body = encode(event)
-        headers = {"Content-Type": CONTENT_TYPE, "traceparent": event.traceparent} | self._signed(event.id, body)
+        headers = {"Content-Type": CONTENT_TYPE, "traceparent": start(event.traceparent)} | self._signed(event.id, body)
         url = self._destination.url.get_secret_value()
         try:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                status = answer.status
+                status, wish = answer.status, answer.headers.get("Retry-After")
         except TimeoutError:
             raise RetryableError(
                 Reason.DESTINATION_UNREACHABLE, f"no answer within {self._destination.timeout_s:g} s"
@@ -117,7 +124,7 @@ class WebhookChannel:
             return
         refused = 300 <= status < 500
         reason = Reason.DESTINATION_REFUSED if refused else Reason.DESTINATION_FAILED
-        raise RetryableError(reason, f"it answered {status}")
+        raise RetryableError(reason, f"it answered {status}", retry_after_s=retry_after_s(wish, self._clock()))
 
     def _signed(self, event_id: str, body: bytes) -> dict[str, str]:
         timestamp = str(int(self._clock().timestamp()))
@@ -135,6 +142,21 @@ class WebhookChannel:
             except (OSError, UnicodeDecodeError) as error:
                 raise StartError(f"destination {destination.name}: its secret_file cannot be read: {error}") from error
         return None if secret is None else webhook_key(destination.name, secret)
+
+
+def retry_after_s(wish: str | None, now: datetime) -> float | None:
+    """Read the header Retry-After: how long a receiver asks to be left alone; None where it does not say.
+
+    Source: RFC 9110, section 10.2.3: seconds, or a date.
+    """
+    text = (wish or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
 
 
 def webhook_key(name: str, secret: str) -> bytes:

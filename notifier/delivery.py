@@ -52,9 +52,10 @@ class Delivery:
                 self._metrics.deliveries.labels(self._name, outcome).inc()
                 self._metrics.seconds.labels(self._name).observe(monotonic() - started)
 
-    def next_step(self, message: Message) -> Step | None:
+    def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure; None once it took too long."""
-        return choose_step(message.attempts + 1, now=self._clock(), end=message.first_seen + self._give_up_after)
+        end = message.first_seen + self._give_up_after
+        return choose_step(message.attempts + 1, now=self._clock(), end=end, reason=reason)
 
     async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
         """Say in the log and the metrics that this destination will not hear of it."""

@@ -48,6 +48,7 @@ class Splitter:
                     private_exchange(NOTIFIER), destination_queue(destination.name), body, event_id=event.id
                 )
 
-    def next_step(self, message: Message) -> Step | None:
+    def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait for the broker to take the copies."""
-        return choose_step(message.attempts + 1, now=self._clock(), end=message.first_seen + KEEP_TRYING_FOR)
+        end = message.first_seen + KEEP_TRYING_FOR
+        return choose_step(message.attempts + 1, now=self._clock(), end=end, reason=reason)

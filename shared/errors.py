@@ -79,7 +79,15 @@ class WavekeepError(Exception):
 
 
 class RetryableError(WavekeepError):
-    """The same attempt may succeed later."""
+    """The same attempt may succeed later.
+
+    Args:
+        retry_after_s: how long the other side asked to be left alone; None where it did not say.
+    """
+
+    def __init__(self, reason: Reason, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(reason, detail)
+        self.retry_after_s = retry_after_s
 
 
 class PermanentError(WavekeepError):

@@ -29,7 +29,9 @@ EVENTS_EXCHANGE = "wavekeep.events"
 _NAMESPACE = UUID("6d0b7a5e-51f4-5c0c-9a53-2f6f0c1f7b6a")
 """Never to be changed: every id ever told depends on it."""
 
-Trust = Literal["token", "signature", "none"]
+Trust = Literal["token", "signature", "none", "operator"]
+"""What the word rests on: a proof of the vendor's, nothing, or a person with access to the machine and its storage."""
+
 Origin = Literal["callback", "poll", "manual"]
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -131,16 +133,16 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the proof of a stored file rests on, so that a reader sees exactly how much it is worth.
 
     Attributes:
-        trust: how the sender of the callback was authenticated.
+        trust: how the sender of the callback was authenticated; `operator` where a person overruled it.
         transport: how the end of the body was known: its length was told, its chunks were ended, or only the
-            connection was closed.
+            connection was closed; `local_file` where a person brought the file.
         structure: the walker found the WAV whole.
         digest: whose digest `sha256` is. `own` means computed here over the bytes as they arrived.
         reread: the stored file was read again and had the same digest.
     """
 
     trust: tuple[str, ...]
-    transport: Literal["content_length", "chunked", "close_delimited"]
+    transport: Literal["content_length", "chunked", "close_delimited", "local_file"]
     structure: Literal["whole"] = "whole"
     digest: Literal["own"] = "own"
     reread: bool = True
@@ -228,6 +230,40 @@ class ConversionAtRisk(Data, frozen=True, kw_only=True):
         return (str(self.threshold_percent),)
 
 
+class FileReplaced(Data, frozen=True, kw_only=True):
+    """A person put another file in the place of the kept one, which stays beside it. What was stored stays told.
+
+    Attributes:
+        revision: of the manifest: 2 for the first replacement. It belongs to the identity, because a file may come
+            back after another one had its place, and that must be heard too.
+        previous_sha256: of the file that had its place until now.
+        fetched_link: where it was fetched from, without query; null where a person brought the file.
+        explanation: the person's.
+    """
+
+    TYPE = "wavekeep.file.replaced.v1"
+    EXCHANGE = EVENTS_EXCHANGE
+
+    vendor: Vendor
+    task_id: str
+    revision: int
+    uri: str
+    size_bytes: int
+    sha256: str
+    format: Format
+    evidence: Evidence
+    warnings: tuple[str, ...] = ()
+    previous_sha256: str
+    fetched_link: str | None = None
+    explanation: str | None = None
+    replaced_at: Instant
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The revision, and the digest of the new file."""
+        return (str(self.revision), self.sha256)
+
+
 MODELS: Mapping[str, type[Data]] = MappingProxyType(
     {
         model.TYPE: model
@@ -239,6 +275,7 @@ MODELS: Mapping[str, type[Data]] = MappingProxyType(
             ConversionRejected,
             ConversionConflicting,
             ConversionAtRisk,
+            FileReplaced,
         )
     }
 )
@@ -357,6 +394,6 @@ def decode(body: bytes) -> Event:
         type=envelope.type,
         subject=envelope.subject,
         time=envelope.time,
-        traceparent=start(envelope.traceparent),
+        traceparent=envelope.traceparent or start(),
         data=data,
     )

@@ -26,6 +26,8 @@ from shared.settings import ServiceSettings
 
 log = structlog.get_logger()
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Service(Protocol):
     """One room of the house, built and not yet started."""
@@ -68,9 +70,14 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
 async def _until_told(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    await main(stop)
+    try:
+        await main(stop)
+    finally:
+        for number in _SIGNALS:  # told once is enough: what is left to do is to leave
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def serve(

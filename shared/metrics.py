@@ -66,6 +66,12 @@ class MessagingMetrics:
             ["queue"],
             registry=registry,
         )
+        self.braked = Gauge(
+            f"{prefix}_consumer_braked",
+            "1 while a queue is not consumed because too much of it was parked for causes of ours.",
+            ["queue"],
+            registry=registry,
+        )
         for outcome in PUBLISH_OUTCOMES:
             self._publishes.labels(outcome)
         for reason in Reason:
@@ -73,6 +79,7 @@ class MessagingMetrics:
         for queue in queues:
             self._seconds.labels(queue)
             self._settle_failures.labels(queue)
+            self.braked.labels(queue)
             for outcome in OUTCOMES:
                 self._handled.labels(queue, outcome)
 

@@ -1,12 +1,15 @@
 """When to try again: the ladder, its marks and its end.
 
-Responsible for: choosing the next delay from the number of failures and the time that is left. Pure: it reads no
-clock, draws no random number and touches no queue. It must not know what failed.
+Responsible for: choosing the next delay from the number of failures, the latest one's reason and the time that is
+left. Pure: it reads no clock, draws no random number and touches no queue. It must not know messages or services.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
+
+from shared.errors import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,13 @@ LADDER: tuple[Step, ...] = (
 AT_RISK_PERCENT: tuple[int, ...] = (50, 80, 95)
 """Shares of the time to the deadline at which a conversion that is not stored is told as at risk."""
 
+SKIPPED_RUNGS: Mapping[Reason, int] = MappingProxyType({Reason.LINK_EXPIRED: 3})
+"""Rungs that a failure for this reason leaves out, so that the first wait is 10 minutes, the second 30.
+
+An expired link does not come back to life in seconds as a busy host does: only the vendor can mend it, by another link.
+It is still tried, because the same statuses also stand for a file that is not served everywhere yet.
+"""
+
 LAST_CALL = timedelta(hours=1)
 """An attempt is always made this long before the deadline."""
 
@@ -53,6 +63,7 @@ def choose_step(
     *,
     now: datetime,
     end: datetime,
+    reason: Reason | None = None,
     marks: Iterable[datetime] = (),
     ladder: Sequence[Step] = LADDER,
 ) -> Step | None:
@@ -62,19 +73,36 @@ def choose_step(
         failures: how many attempts have failed so far, the latest included; at least 1.
         now: the present, aware.
         end: when trying ends for good, aware.
+        reason: of the latest failure; it may leave out rungs (`SKIPPED_RUNGS`).
         marks: moments before which one more attempt must have been made; `LAST_CALL` before `end` always is one.
         ladder: the rungs, shortest first.
 
     Returns:
-        The largest rung, up to the one the number of failures has reached, that still ends before the next mark; the
-        smallest rung where none does. None once `end` has come: give up.
+        The largest rung, up to the one the number of failures has reached, that still ends before the next mark,
+        whatever the reason; the smallest rung where none does. None once `end` has come: give up.
     """
     if now >= end:
         return None
-    reached = ladder[: min(failures, len(ladder))]
+    skipped = SKIPPED_RUNGS.get(reason, 0) if reason is not None else 0
+    reached = ladder[: failures + skipped]
     limit = min((moment for moment in (*marks, end - LAST_CALL, end) if moment > now), default=end)
     left_s = (limit - now).total_seconds()
     return next((step for step in reversed(reached) if step.seconds <= left_s), ladder[0])
+
+
+def put_off(step: Step, retry_after_s: float | None, *, ladder: Sequence[Step] = LADDER) -> Step:
+    """Return the rung to wait where the other side asked for time: the chosen one, or the next one and no more.
+
+    So whoever asks for a day is asked again soon enough, and still climbs the ladder. The next rung may end after
+    marks and ends that the chosen one was to meet: only for what is not bound to any may this be used.
+
+    Args:
+        step: as `choose_step` chose it.
+        retry_after_s: what was asked for; None is nothing.
+    """
+    if retry_after_s is None or jittered(step, 0) >= retry_after_s:
+        return step
+    return next((longer for longer in ladder if longer.seconds > step.seconds), step)
 
 
 def jittered(step: Step, fraction: float) -> float:

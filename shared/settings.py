@@ -5,6 +5,7 @@ its own in its own `settings` module. Catalogue: `docs/configuration.md`, held a
 read the environment on import, and no secret may show in an error.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,18 +23,32 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def broker_urls(value: str) -> tuple[str, ...]:
+    """Split what names a broker into its URLs: several are the nodes of one cluster, separated by commas.
+
+    A comma elsewhere, in a password say, separates nothing.
+    """
+    return tuple(re.split(r"\s*,\s*(?=amqps?://)", value.strip()))
+
+
 def _broker(value: str) -> str:
+    urls = broker_urls(value)
+    for url in urls:
+        _broker_url(url, several=len(urls) > 1)
+    return value
+
+
+def _broker_url(value: str, *, several: bool) -> None:
     parts = urlsplit(value)
-    if parts.scheme == "embedded" and parts.path.startswith("/") and not parts.netloc:
-        return value
+    if not several and parts.scheme == "embedded" and parts.path.startswith("/") and not parts.netloc:
+        return
     try:
         whole = parts.scheme in {"amqp", "amqps"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         # its text would show what stands where the port should: often the rest of a password that holds a slash
         raise ValueError("has no port where one should be; write / in a password as %2F") from None
-    if whole:
-        return value
-    raise ValueError("must be embedded:///absolute/path, amqp://… or amqps://…")
+    if not whole:
+        raise ValueError("must be embedded:///absolute/path, or one or more of amqp://… and amqps://…")
 
 
 def _file(value: Path) -> Path:
@@ -64,7 +79,8 @@ class ServiceSettings(BaseSettings):
     )
     broker_url: Annotated[SecretStr, AfterValidator(lambda s: SecretStr(_broker(s.get_secret_value())))] | None = Field(
         default=None,
-        description="`embedded:///PATH` (default: `queue.sqlite3` in the data folder), `amqp://…` or `amqps://…`.",
+        description="`embedded:///PATH` (default: `queue.sqlite3` in the data folder), `amqp://…` or `amqps://…`;"
+        " several of these, comma-separated, are nodes of one cluster, tried in turn.",
     )
     declare_topology: bool = Field(
         default=True,

@@ -11,13 +11,20 @@ from time import monotonic
 import structlog
 
 from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
+from shared.messaging.brake import Brake
 from shared.messaging.port import Delivery, Message, Subscription
 from shared.metrics import MessagingMetrics
-from shared.retry import LADDER, Step
+from shared.retry import LADDER, Step, put_off
 
 log = structlog.get_logger()
 
+BRAKE_AFTER = 20
+"""Messages that may be parked within a minute for causes of ours."""
+
 _SETTLE_AGAIN_AFTER_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+_FOR_A_PERSON = frozenset({Reason.NOT_ROUTABLE, Reason.PUBLISH_REFUSED})
+"""Why settling fails where the parked queue, or a delay queue, is gone or full: waiting alone mends neither."""
 
 
 class Consumer:
@@ -28,6 +35,7 @@ class Consumer:
         metrics: of the service that subscribes.
         grace_time_s: how long messages in hand may still take once the end was asked for.
         ladder: its first step is where a message is handed back to.
+        brake: stops what would drain the queue into the bin.
     """
 
     def __init__(
@@ -37,21 +45,26 @@ class Consumer:
         metrics: MessagingMetrics,
         grace_time_s: float,
         ladder: tuple[Step, ...] = LADDER,
+        brake: Brake | None = None,
     ) -> None:
         self._subscription = subscription
         self._metrics = metrics
         self._grace_time_s = grace_time_s
         self._ladder = ladder
         self._in_hand: dict[asyncio.Task[None], Delivery] = {}
+        self.brake = brake or Brake(BRAKE_AFTER)
         self.slot_freed = asyncio.Event()
 
     @property
     def free(self) -> int:
-        """How many more messages may be taken in hand."""
+        """How many more messages may be taken in hand; with the brake engaged, one when its time has come."""
+        if self.brake.engaged:
+            return 0 if self._in_hand or self.brake.wait_s(monotonic()) else 1
         return self._subscription.concurrency - len(self._in_hand)
 
     def accept(self, delivery: Delivery) -> None:
         """Take a message in hand; returns at once."""
+        self.brake.trying(monotonic())
         task = asyncio.create_task(self._process(delivery), name=f"settle {delivery.message.event_id}")
         self._in_hand[task] = delivery
         task.add_done_callback(self._forget)
@@ -99,6 +112,7 @@ class Consumer:
             outcome, reason = "lost", error.reason
         duration_s = monotonic() - started
         self._metrics.handled(message.queue, outcome, reason, duration_s)
+        self._heed_brake(outcome, reason)
         log.info(
             "message.settled",
             queue=message.queue,
@@ -112,24 +126,26 @@ class Consumer:
     async def _judge(self, delivery: Delivery) -> tuple[str, Reason | None, Callable[[], Awaitable[None]]]:
         """Run the handler; return the outcome, its reason, and how to settle."""
         message = delivery.message
+        retry_after_s: float | None = None
         try:
             await self._subscription.handler(message)
         except PermanentError as error:
             return await self._give_up(delivery, error.reason, error.detail)
         except RetryableError as error:
-            reason, detail = error.reason, error.detail
+            reason, detail, retry_after_s = error.reason, error.detail, error.retry_after_s
         except Exception as error:
             log.exception("handler.failed", queue=message.queue, event_id=message.event_id)
             reason, detail = Reason.UNEXPECTED, f"a fault of ours: {type(error).__name__}"
         else:
             return "acked", None, delivery.ack
         try:
-            step = self._subscription.next_step(message)
+            step = self._subscription.next_step(message, reason)
         except Exception:
             log.exception("message.next_step_failed", queue=message.queue, event_id=message.event_id, reason=reason)
             step = self._own_step(message)
         if step is None:
             return await self._give_up(delivery, reason, detail)
+        step = put_off(step, retry_after_s, ladder=self._ladder)
         log.warning(
             "message.retry_scheduled",
             queue=message.queue,
@@ -156,6 +172,14 @@ class Consumer:
         log.error("message.parked", queue=message.queue, event_id=message.event_id, reason=reason, detail=detail)
         return "parked", reason, lambda: delivery.park(reason)
 
+    def _heed_brake(self, outcome: str, reason: Reason | None) -> None:
+        queue = self._subscription.queue
+        if outcome == "parked" and reason is not None and self.brake.parked(reason, monotonic()):
+            log.error("consumer.braked", queue=queue, reason=reason, remedy="docs/operations.md: the brake")
+        elif outcome == "acked" and self.brake.succeeded():
+            log.warning("consumer.released", queue=queue)
+        self._metrics.braked.labels(queue).set(self.brake.engaged)
+
     def _own_step(self, message: Message) -> Step:
         """Choose a delay where the subscription cannot say one."""
         return self._ladder[min(message.attempts, len(self._ladder) - 1)]
@@ -172,7 +196,8 @@ class Consumer:
                 delay_s = _SETTLE_AGAIN_AFTER_S[min(failures, len(_SETTLE_AGAIN_AFTER_S) - 1)]
                 failures += 1
                 self._metrics.settle_failed(self._subscription.queue)
-                log.warning(
+                tell = log.error if error.reason in _FOR_A_PERSON else log.warning
+                tell(
                     "message.settle_failed", queue=self._subscription.queue, reason=error.reason, again_after_s=delay_s
                 )
                 await asyncio.sleep(delay_s)

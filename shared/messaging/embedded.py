@@ -13,8 +13,9 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +23,10 @@ import structlog
 
 from shared.clock import Clock, system_clock
 from shared.errors import BrokerError, Reason, StartError
-from shared.messaging import table
+from shared.messaging import bulk, table
 from shared.messaging.consumer import Consumer
 from shared.messaging.journal import Journal, connect
-from shared.messaging.port import Kept, Message, StopSignal, Subscription
+from shared.messaging.port import Kept, Message, Progress, StopSignal, Subscription, unseen
 from shared.messaging.topology import Topology, parked_queue, service_of
 from shared.metrics import MessagingMetrics
 from shared.retry import LADDER, Step, jittered
@@ -189,11 +190,12 @@ class EmbeddedBroker:
     async def take(self, queue: str, ids: Iterable[str], action: Callable[[Kept], Awaitable[None]]) -> int:
         """See the port."""
         taken = 0
-        for message_id in ids:
-            message = await self._read(partial(table.one, queue=queue, message_id=message_id))
-            if message is not None:
-                await action(message)
-                taken += await self._run(partial(table.delete_kept, queue=queue, message_id=message_id))
+        for names in _groups(ids):
+            found = await self._read(partial(table.named, queue=queue, message_ids=names))
+            done, error = await bulk.each(found, action)
+            taken += await self.forget(queue, [message.id for message in done])
+            if error is not None:
+                raise error
         return taken
 
     async def forget(self, queue: str, ids: Sequence[str]) -> int:
@@ -210,11 +212,13 @@ class EmbeddedBroker:
         """Return when the oldest message of a queue came, in Unix seconds; None where none waits."""
         return await self._read(partial(table.oldest, queue=queue))
 
-    async def replay(self, queue: str, ids: Iterable[str]) -> int:
-        """See the port. One transaction a message: never in both queues, never in none."""
-        now, moved = self._now(), 0
-        for message_id in ids:
-            moved += await self._run(partial(table.replay, queue=queue, message_id=message_id, now=now))
+    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+        """See the port. Transactions of several messages each: none is ever in both queues, or in none."""
+        moved = 0
+        for names in _groups(ids):
+            more = await self._run(partial(table.replay, queue=queue, message_ids=names, now=self._now()))
+            moved += more
+            progress(more)
         self._wake_all()
         return moved
 
@@ -231,7 +235,8 @@ class EmbeddedBroker:
     async def park(self, message_id: int, message: Message, reason: Reason) -> None:
         """Move a message in hand to its service's parked queue."""
         target, now = parked_queue(service_of(message.queue)), self._now()
-        await self._run(lambda db: table.park(db, message_id, target, reason, now))
+        first_seen = message.first_seen.timestamp()
+        await self._run(lambda db: table.park(db, message_id, target, reason, now, first_seen))
 
     async def _measure(self) -> None:
         """Keep the gauge of waiting messages up to date."""
@@ -323,3 +328,10 @@ async def _first_of(stopped: asyncio.Future[object], signal: asyncio.Event, *, t
         await asyncio.wait((stopped, waiting), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
+
+
+def _groups(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Cut ids into groups that are worked on at once."""
+    left = iter(ids)
+    while group := tuple(islice(left, bulk.AT_ONCE)):
+        yield group

@@ -4,6 +4,9 @@ Responsible for: durability. An operation's future is resolved only after the tr
 with `synchronous=FULL` in WAL mode, so after an fsync; all operations that wait meanwhile share the next commit. It
 must not know what the operations do.
 
+After an error of the disk the file is opened anew: a sync that succeeds after one that failed proves nothing about what
+was written between, on that descriptor.
+
 Source: the SQLite pages on WAL, `PRAGMA synchronous` and `PRAGMA data_version`.
 """
 
@@ -123,6 +126,8 @@ class Journal:
         try:
             results = self._transaction([operation for operation, _ in group])
         except Exception as error:  # noqa: BLE001 - whatever an operation raises belongs to whoever asked for it
+            if _is_of_disk(error):
+                self._reopen()
             if len(group) > 1:
                 for item in group:
                     self._commit([item])
@@ -145,6 +150,15 @@ class Journal:
             raise
         return results
 
+    def _reopen(self) -> None:
+        """Take another connection; where none can be had now, the next error tries again.
+
+        The new one is opened first: closing the last one of a file would write to it, to fold its log back in.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            failed, self._db = self._db, connect(self._path)
+            failed.close()
+
     def _data_version(self, seen: int = 0) -> int:
         try:
             version: int = self._db.execute("PRAGMA data_version").fetchone()[0]
@@ -166,6 +180,12 @@ def _resolve(group: list[tuple[Operation, asyncio.Future[Any]]], results: list[A
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Tell whether reading, writing or syncing the file failed."""
+    code: int = getattr(error, "sqlite_errorcode", 0)  # the library's errors have one, those of the module itself none
+    return isinstance(error, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def _translated(error: sqlite3.Error) -> BrokerError:

@@ -65,6 +65,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Handler = Callable[[Message], Awaitable[None]]
+Progress = Callable[[int], None]
+
+
+def unseen(_: int) -> None:
+    """Watch no progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +81,14 @@ class Subscription:
         handler: returns when the message's effect is durable; raises `RetryableError` to get it again by the ladder,
             `PermanentError` to have it parked. Anything else it raises is a fault of ours and is retried.
         concurrency: how many messages are in hand at once at most, which is the prefetch too.
-        next_step: the delay after the failure numbered `message.attempts + 1`; None to give up.
+        next_step: the delay after the failure numbered `message.attempts + 1`, for this reason; None to give up.
         on_give_up: called before a message is parked; when it raises, the message is retried instead.
     """
 
     queue: str
     handler: Handler
     concurrency: int
-    next_step: Callable[[Message], Step | None]
+    next_step: Callable[[Message, Reason], Step | None]
     on_give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None
 
 
@@ -141,13 +146,20 @@ class Broker(Publisher, Protocol):
         """Tell whether a publish could be confirmed now."""
 
     def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
-        """Look at the messages of a parked or unrecognised queue, oldest first. Nothing is moved."""
+        """Look at the messages of a parked or unrecognised queue, about oldest first. Nothing is moved."""
 
     async def take(self, queue: str, ids: Iterable[str], action: Callable[[Kept], Awaitable[None]]) -> int:
-        """Remove the messages named by id, each after the action returned for it; return how many."""
+        """Remove the messages named by id, each after the action returned for it; return how many.
 
-    async def replay(self, queue: str, ids: Iterable[str]) -> int:
-        """Send parked messages back to the work queues they came from, as if new; return how many."""
+        The queue is gone through once, however many they are, and several actions run at once. Where one raises, its
+        message stays, those begun beside it are finished, and the error is raised.
+        """
+
+    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+        """Send parked messages back to the work queues they came from, as if new; return how many.
+
+        What came from no work queue stays. The queue is gone through once; `progress` is told how many more were sent.
+        """
 
 
 class StopSignal(Protocol):

@@ -10,6 +10,7 @@ traps behind many a line here are in `docs/rabbitmq.md`.
 
 import asyncio
 import contextlib
+import itertools
 import math
 import random
 import time
@@ -22,7 +23,7 @@ from hashlib import sha256
 import aio_pika
 import stamina
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import (
     AMQPError,
     ChannelNotFoundEntity,
@@ -36,12 +37,14 @@ from yarl import URL
 from shared.clock import Clock, system_clock
 from shared.errors import BrokerError, DeliveryLostError, NotRoutableError, Reason, StartError
 from shared.events import CONTENT_TYPE
+from shared.messaging import bulk
 from shared.messaging import headers as wire
 from shared.messaging.consumer import Consumer
-from shared.messaging.port import Kept, Message, StopSignal, Subscription
+from shared.messaging.port import Kept, Message, Progress, StopSignal, Subscription, unseen
 from shared.messaging.topology import Topology, delay_key, parked_queue, private_exchange, service_of
 from shared.metrics import MessagingMetrics
 from shared.retry import LADDER, Step, jittered
+from shared.settings import broker_urls
 
 log = structlog.get_logger()
 
@@ -52,7 +55,11 @@ _ANSWER_TIMEOUT_S = 10.0
 _LOOK_TAKES_S = 5.0
 _WORKED_AFTER_S = 30.0
 """A session that lasted this long was not refused: a broker that hangs takes several time-outs to show it."""
+_CLOSING_TAKES_S = 2.0
 _AGAIN_AFTER_S = 1.0
+_DELIVERY_TAKES_S = 5.0
+_MOST_UNSETTLED = 65_535
+"""The largest prefetch there is (source: AMQP 0-9-1, `basic.qos`)."""
 
 Session = Callable[[AbstractConnection], Awaitable[None]]
 
@@ -61,7 +68,8 @@ class RabbitBroker:
     """A RabbitMQ node or cluster.
 
     Args:
-        url: `amqp://` or `amqps://`, with user, password and virtual host.
+        url: `amqp://` or `amqps://`, with user, password and virtual host. Several, separated by commas, are nodes of
+            one cluster: each connection goes to the next of them when it is lost or cannot be had.
         topology: what is declared, or waited for.
         metrics: of the process.
         name: what the connections are called in the broker's own lists.
@@ -90,7 +98,10 @@ class RabbitBroker:
         clock: Clock = system_clock,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        self._url = URL(url).update_query({"heartbeat": "10"} if "heartbeat" not in URL(url).query else {})
+        self._urls = [
+            node.update_query({"heartbeat": "10"} if "heartbeat" not in node.query else {})
+            for node in map(URL, broker_urls(url))
+        ]
         self._topology = topology
         self._metrics = metrics
         self._name = name
@@ -124,7 +135,7 @@ class RabbitBroker:
         if not await _happened(in_time, within_s=self._start_timeout_s, unless=line) or not await _happened(
             self._up, within_s=None, unless=line
         ):
-            where = f"{self._url.host}:{self._url.port or 5672}"
+            where = ", ".join(map(_address, self._urls))
             await self.close()
             raise StartError(
                 f"RabbitMQ at {where} could not be used within {self._start_timeout_s:.0f} s. Check that it runs,"
@@ -137,8 +148,7 @@ class RabbitBroker:
         self._metrics.connected.set(0)
         line, self._line = self._line, None
         if line is not None:
-            line.cancel()
-            await asyncio.wait({line})
+            await _end(line)
 
     async def watch(self) -> None:
         """See the port."""
@@ -173,6 +183,8 @@ class RabbitBroker:
             lines = {line, self._line} if self._line else {line}
             await asyncio.wait({stopped, *lines}, return_when=asyncio.FIRST_COMPLETED)
             for ended in lines:
+                if ended.cancelled():
+                    raise BrokerError(Reason.BROKER_UNAVAILABLE, "the broker was closed under its consumer")
                 if ended.done():
                     ended.result()
             await intake.end()
@@ -180,8 +192,7 @@ class RabbitBroker:
         finally:
             stopped.cancel()
             await consumer.abandon()
-            line.cancel()
-            await asyncio.wait({line})
+            await _end(line)
             self._consuming.discard(subscription.queue)
 
     def consuming(self, queue: str) -> bool:
@@ -195,35 +206,55 @@ class RabbitBroker:
 
     async def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
         """See the port. Looking is a delivery too: the queues looked at have no limit that it could reach."""
-        async with self._side_channel() as channel:
-            messages = [_kept(message) async for message in _drain(channel, queue, limit)]
+        async with self._side_channel(queue) as channel:
+            messages = [_kept(message) async for message in _deliveries(channel, queue, limit)]
         for message in messages:
             yield message
 
     async def take(self, queue: str, ids: Iterable[str], action: Callable[[Kept], Awaitable[None]]) -> int:
         """See the port. What is not taken returns to its place when the channel closes."""
-        wanted, taken = set(ids), 0
-        async with self._side_channel() as channel:
-            source = _drain(channel, queue, None)
-            while wanted and (message := await anext(source, None)) is not None:
-                kept = _kept(message)
-                if kept.id in wanted:
-                    wanted.discard(kept.id)
-                    await action(kept)
-                    await message.ack()
-                    taken += 1
+        return await self._remove(queue, set(ids), action)
+
+    async def _remove(
+        self,
+        queue: str,
+        wanted: set[str],
+        action: Callable[[Kept], Awaitable[None]],
+        *,
+        but: Callable[[Kept], bool] = lambda _: False,
+    ) -> int:
+        taken = 0
+
+        async def remove(chosen: tuple[AbstractIncomingMessage, Kept]) -> None:
+            message, kept = chosen
+            await action(kept)
+            await message.ack()
+
+        async with (
+            self._side_channel(queue) as channel,
+            contextlib.aclosing(_deliveries(channel, queue, None)) as messages,
+        ):
+            async for group in _groups(messages, wanted):
+                done, error = await bulk.each([(m, kept) for m, kept in group if not but(kept)], remove)
+                taken += len(done)
+                if error is not None:
+                    raise error
         return taken
 
-    async def replay(self, queue: str, ids: Iterable[str]) -> int:
-        """See the port. Publish, then ack: a crash between leaves a copy, never a loss."""
+    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+        """See the port. Publish, then ack: a crash between leaves a copy, never a loss.
+
+        What came from no work queue stays.
+        """
 
         async def send_back(message: Kept) -> None:
             target = message.queue
             await self._publish(
                 private_exchange(service_of(target)), target, message.body, wire.fresh(message.event_id)
             )
+            progress(1)
 
-        return await self.take(queue, ids, send_back)
+        return await self._remove(queue, set(ids), send_back, but=lambda kept: not kept.queue)
 
     async def retry(self, message: Message, step: Step, reason: Reason | None) -> None:
         """Publish a copy of a message in hand to a delay queue, to expire after 80 to 100 % of the step."""
@@ -291,15 +322,16 @@ class RabbitBroker:
             BrokerError: the connection works, but its session has been refused for `refused_for_s`.
         """
         works_since: float | None = None
+        nodes = itertools.cycle(self._urls)
         while True:
             async for attempt in stamina.retry_context(
                 on=_LINE_ERRORS, attempts=None, timeout=None, wait_initial=0.2, wait_max=5.0
             ):
                 with attempt:
-                    if attempt.num > 1:
+                    if attempt.num > len(self._urls):
                         works_since = None  # it did not work: what was refused before does not count
                     connection = await aio_pika.connect(
-                        str(self._url),
+                        str(next(nodes)),
                         timeout=_ANSWER_TIMEOUT_S,
                         client_properties={"connection_name": f"{self._name} {name}"},
                     )
@@ -310,6 +342,7 @@ class RabbitBroker:
                     await session(connection)
             except _LINE_ERRORS as error:
                 log.warning("broker.line_lost", line=name, error=type(error).__name__, detail=str(error)[:200])
+            _heed_cancellation()
             lasted_s = time.monotonic() - opened
             if lasted_s > _WORKED_AFTER_S:
                 works_since = None
@@ -331,7 +364,7 @@ class RabbitBroker:
         self._connection = connection
         self._up.set()
         self._metrics.connected.set(1)
-        log.info("broker.connected", broker=f"{self._url.host}:{self._url.port or 5672}")
+        log.info("broker.connected", broker=_address(URL(str(connection))))
         try:
             while not await _happened(closed, within_s=self._check_every_s):
                 await self._look(connection)
@@ -378,17 +411,27 @@ class RabbitBroker:
         queue = await channel.get_queue(queue_name, ensure=False)
 
         async def take_in_hand(incoming: AbstractIncomingMessage) -> None:
+            delivery = _RabbitDelivery(self, incoming, queue_name, self._clock())
             while consumer.free <= 0:  # what a broken line left in hand still counts
+                if consumer.brake.engaged:
+                    with contextlib.suppress(BrokerError):  # then the broker hands it out again
+                        await delivery.retry(self._ladder[0], None)
+                    return
                 consumer.slot_freed.clear()
                 await consumer.slot_freed.wait()
-            consumer.accept(_RabbitDelivery(self, incoming, queue_name, self._clock()))
+            consumer.accept(delivery)
 
         tag = await queue.consume(take_in_hand, timeout=_ANSWER_TIMEOUT_S)
-        intake.opened(partial(queue.cancel, tag, timeout=_ANSWER_TIMEOUT_S))
+        intake.opened(partial(queue.cancel, tag, timeout=self._publish_timeout_s))
         self._consuming.add(queue_name)
         log.info("consumer.started", queue=queue_name, concurrency=subscription.concurrency)
         try:
             while not await _happened(broken, within_s=self._check_every_s):
+                if consumer.brake.engaged:
+                    await queue.cancel(tag, timeout=_ANSWER_TIMEOUT_S)
+                    self._consuming.discard(queue_name)
+                    await self._try_one_by_one(queue, consumer, intake, broken)
+                    return
                 watch = await _channel(connection)
                 seen = await watch.declare_queue(queue_name, passive=True, timeout=_ANSWER_TIMEOUT_S)
                 await watch.close()
@@ -398,18 +441,33 @@ class RabbitBroker:
         finally:
             self._consuming.discard(queue_name)
 
+    async def _try_one_by_one(
+        self, queue: AbstractQueue, consumer: Consumer, intake: "_Intake", broken: asyncio.Event
+    ) -> None:
+        """While the brake is engaged, take one message whenever it allows; nothing else is held meanwhile."""
+        while consumer.brake.engaged and not intake.ended:
+            if await _happened(broken, within_s=_AGAIN_AFTER_S):
+                return
+            if consumer.free and (incoming := await queue.get(fail=False, timeout=_ANSWER_TIMEOUT_S)) is not None:
+                consumer.accept(_RabbitDelivery(self, incoming, queue.name, self._clock()))
+
     @contextlib.asynccontextmanager
-    async def _side_channel(self) -> AsyncGenerator[AbstractChannel, None]:
-        """Lend a channel for an operator's work; on closing, what was taken and not acknowledged returns."""
+    async def _side_channel(self, queue: str) -> AsyncGenerator[AbstractChannel, None]:
+        """Lend a channel for an operator's work; in the end, what was taken and not acknowledged has returned."""
         try:
             async with asyncio.timeout(self._publish_timeout_s):
                 await self._up.wait()
             if self._connection is None:
                 raise BrokerError(Reason.BROKER_UNAVAILABLE, "not connected")
             async with self._connection.channel() as channel:
-                yield channel
+                try:
+                    yield channel
+                finally:
+                    await _give_back(channel, queue)
         except TimeoutError as error:
             raise BrokerError(Reason.BROKER_UNAVAILABLE, "not connected in time") from error
+        except ChannelNotFoundEntity as error:
+            raise NotRoutableError(Reason.NOT_ROUTABLE, f"there is no queue {queue}") from error
         except _LINE_ERRORS as error:
             raise BrokerError(Reason.BROKER_UNAVAILABLE, f"the connection was lost: {type(error).__name__}") from error
 
@@ -438,10 +496,16 @@ async def apply_topology(url: str, topology: Topology) -> frozenset[str]:
 
 @contextlib.asynccontextmanager
 async def _visit(url: str) -> AsyncGenerator[AbstractConnection, None]:
-    """Lend one connection for an operator's work."""
+    """Lend one connection for an operator's work, to the first node that will have us."""
+    *others, last = broker_urls(url)
     try:
-        async with await aio_pika.connect(url, timeout=_ANSWER_TIMEOUT_S) as connection:
-            yield connection
+        connection: AbstractConnection | None = None
+        for node in others:
+            with contextlib.suppress(*_LINE_ERRORS):
+                connection = await aio_pika.connect(node, timeout=_ANSWER_TIMEOUT_S)
+                break
+        async with connection or await aio_pika.connect(last, timeout=_ANSWER_TIMEOUT_S) as lent:
+            yield lent
     except _LINE_ERRORS as error:
         raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{type(error).__name__}: {str(error)[:200]}") from error
 
@@ -536,21 +600,84 @@ async def _channel(connection: AbstractConnection) -> AbstractChannel:
         return await connection.channel()
 
 
-async def _drain(channel: AbstractChannel, queue: str, most: int | None) -> AsyncIterator[AbstractIncomingMessage]:
-    """Get messages one by one, unacknowledged, until the queue is empty or there are `most`."""
-    source = await channel.get_queue(queue, ensure=False)
-    count = 0
-    while most is None or count < most:
-        message = await source.get(fail=False, timeout=_ANSWER_TIMEOUT_S)
-        if message is None:
-            return
-        yield message
-        count += 1
+async def _give_back(channel: AbstractChannel, queue: str) -> None:
+    """Return everything unsettled to its queue; closing the channel alone returns it some time after the answer.
+
+    Whoever looks next, even at once, looks at all of it.
+    """
+    if not channel.is_closed:
+        underlay = await channel.get_underlay_channel()
+        await underlay.basic_nack(0, multiple=True, requeue=True)
+        await channel.declare_queue(queue, passive=True, timeout=_ANSWER_TIMEOUT_S)
+
+
+async def _deliveries(
+    channel: AbstractChannel, queue: str, most: int | None
+) -> AsyncGenerator[AbstractIncomingMessage, None]:
+    """Have messages delivered, unacknowledged, oldest first, until the queue is empty or there are `most`.
+
+    By a consumer, which brings ten thousand in the time in which a thousand can be got one by one. But the count that
+    a queue tells may be behind; only getting one waits for what was returned before.
+    """
+    left = _MOST_UNSETTLED if most is None else min(most, _MOST_UNSETTLED)
+    while left:
+        source = await channel.declare_queue(queue, passive=True, timeout=_ANSWER_TIMEOUT_S)
+        if told := min(source.declaration_result.message_count or 0, left):
+            async with contextlib.aclosing(_brought(channel, source, told)) as messages:
+                async for message in messages:
+                    yield message
+                    left -= 1
+        if left:
+            got = await source.get(fail=False, timeout=_ANSWER_TIMEOUT_S)
+            if got is None:
+                return
+            yield got
+            left -= 1
+
+
+async def _brought(
+    channel: AbstractChannel, source: AbstractQueue, count: int
+) -> AsyncGenerator[AbstractIncomingMessage, None]:
+    """Consume so many messages, or as many as there are."""
+    arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+    await channel.set_qos(prefetch_count=count)
+    tag = await source.consume(arrived.put, timeout=_ANSWER_TIMEOUT_S)
+    try:
+        for _ in range(count):
+            try:
+                async with asyncio.timeout(_DELIVERY_TAKES_S):
+                    message = await arrived.get()
+            except TimeoutError:  # somebody else took the rest meanwhile
+                return
+            yield message
+    finally:
+        await source.cancel(tag, timeout=_ANSWER_TIMEOUT_S)
+
+
+async def _groups(
+    messages: AsyncIterator[AbstractIncomingMessage], wanted: set[str]
+) -> AsyncIterator[list[tuple[AbstractIncomingMessage, Kept]]]:
+    """Choose the messages that are wanted, in groups to be worked on at once; stop once all were found."""
+    group: list[tuple[AbstractIncomingMessage, Kept]] = []
+    while wanted and (message := await anext(messages, None)) is not None:
+        kept = _kept(message)
+        if kept.id in wanted:
+            wanted.discard(kept.id)
+            group.append((message, kept))
+        if len(group) == bulk.AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _kept(message: AbstractIncomingMessage) -> Kept:
     name = message.message_id or sha256(message.body).hexdigest()[:32]
     return wire.kept(message.headers, message.body, message_id=name)
+
+
+def _address(node: URL) -> str:
+    return f"{node.host}:{node.port or 5672}"
 
 
 def _closed(connection: AbstractConnection) -> asyncio.Event:
@@ -560,8 +687,23 @@ def _closed(connection: AbstractConnection) -> asyncio.Event:
     return event
 
 
+def _heed_cancellation() -> None:
+    """Raise the cancellation that was swallowed: `wait_for` of Python 3.11, on which aiormq is built, does that."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _end(line: asyncio.Task[None]) -> None:
+    """Cancel a line until it has ended, however often that is swallowed."""
+    while not line.done():
+        line.cancel()
+        await asyncio.wait({line}, timeout=_CLOSING_TAKES_S)
+
+
 async def _happened(event: asyncio.Event, *, within_s: float | None, unless: asyncio.Task[None] | None = None) -> bool:
     """Wait for an event, but not beyond the end of a task that would bring it; tell whether it came in time."""
+    _heed_cancellation()
     waiting = asyncio.ensure_future(event.wait())
     try:
         others = {unless} if unless else set()

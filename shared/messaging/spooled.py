@@ -18,7 +18,7 @@ import structlog
 from shared.errors import BrokerError, Reason, StartError, WavekeepError
 from shared.events import INTAKE_EXCHANGE, routing_key, type_of
 from shared.messaging.embedded import EmbeddedBroker
-from shared.messaging.port import Broker, Kept, StopSignal, Subscription
+from shared.messaging.port import Broker, Kept, Progress, StopSignal, Subscription, unseen
 from shared.messaging.topology import Binding, Topology, kept_queue
 from shared.metrics import SpoolMetrics
 
@@ -155,9 +155,9 @@ class SpooledBroker:
         """See the port."""
         return await self._broker.take(queue, ids, action)
 
-    async def replay(self, queue: str, ids: Iterable[str]) -> int:
+    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
         """See the port."""
-        return await self._broker.replay(queue, ids)
+        return await self._broker.replay(queue, ids, progress=progress)
 
     async def _keep(self, exchange: str, routing_key: str, body: bytes, event_id: str) -> None:
         spool = self._spool

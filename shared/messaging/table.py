@@ -48,7 +48,8 @@ UPDATE message SET leased = 0, deliveries = 0, available_at = ?, attempts = ?, f
 WHERE id = ?
 """
 _PARK = """
-UPDATE message SET came_from = queue, queue = ?, reason = ?, parked_at = ?, available_at = ?, leased = 0
+UPDATE message SET came_from = queue, queue = ?, reason = ?, first_seen = coalesce(first_seen, ?), parked_at = ?,
+    available_at = ?, leased = 0
 WHERE id = ?
 """
 _REPLAY = """
@@ -61,7 +62,7 @@ SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, a
 WHERE queue = ? AND leased = 0 AND (available_at, id) > (?, ?) ORDER BY available_at, id LIMIT ?
 """
 _WEIGH = "SELECT count(*), sum(length(body)) FROM message WHERE queue = ?"
-_ONE = """
+_NAMED = """
 SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
 WHERE queue = ? AND id = ?
 """
@@ -124,20 +125,22 @@ def put_back(db: sqlite3.Connection, message_id: int, message: Message, reason: 
     db.execute(_PUT_BACK, (when, attempts, message.first_seen.timestamp(), str(latest) if latest else None, message_id))
 
 
-def park(db: sqlite3.Connection, message_id: int, target: str, reason: Reason, now: float) -> None:
-    """Move a message in hand to a parked queue.
+def park(
+    db: sqlite3.Connection, message_id: int, target: str, reason: Reason, now: float, first_seen: float | None = None
+) -> None:
+    """Move a message in hand to a parked queue; with when it was first handed over, where its row does not say.
 
     Raises:
         NotRoutableError: that queue does not exist.
     """
     if db.execute("SELECT 1 FROM queue WHERE name = ?", (target,)).fetchone() is None:
         raise NotRoutableError(Reason.NOT_ROUTABLE, f"no queue {target} to park in")
-    db.execute(_PARK, (target, str(reason), now, now, message_id))
+    db.execute(_PARK, (target, str(reason), first_seen, now, now, message_id))
 
 
-def replay(db: sqlite3.Connection, queue: str, message_id: str, now: float) -> int:
-    """Send a parked message back to where it came from, as if new; return how many there were (0 or 1)."""
-    return db.execute(_REPLAY, (now, queue, message_id)).rowcount
+def replay(db: sqlite3.Connection, queue: str, message_ids: Sequence[str], now: float) -> int:
+    """Send parked messages back to where they came from, as if new; return how many there were."""
+    return sum(db.execute(_REPLAY, (now, queue, message_id)).rowcount for message_id in message_ids)
 
 
 def page(
@@ -148,10 +151,10 @@ def page(
     return [_kept(row) for row in rows], (rows[-1][-1], rows[-1][0]) if rows else after
 
 
-def one(db: sqlite3.Connection, queue: str, message_id: str) -> Kept | None:
-    """Return one kept message, or None where it is not there (any more)."""
-    row = db.execute(_ONE, (queue, message_id)).fetchone()
-    return None if row is None else _kept(row)
+def named(db: sqlite3.Connection, queue: str, message_ids: Sequence[str]) -> list[Kept]:
+    """Return those of the named messages that are (still) kept there."""
+    found = (db.execute(_NAMED, (queue, message_id)).fetchone() for message_id in message_ids)
+    return [_kept(row) for row in found if row is not None]
 
 
 def weigh(db: sqlite3.Connection, queue: str) -> tuple[int, int]:

@@ -83,6 +83,36 @@ async def test_of_two_processes_exactly_one_creates(kit: FolderKit, storage: Sto
         assert await storage.read(f"kie/00/{number}.json") == (b"one" if pair == ("1", "0") else b"two")
 
 
+async def test_replacing_puts_the_new_object_there(kit: FolderKit, storage: Storage) -> None:
+    """An object is put under its key whatever was there, by any writer, and nothing else is left."""
+    await storage.replace(KEY, b"first")
+    await kit.storage().replace(KEY, b"second, and longer")
+    await storage.replace(KEY, b"third")
+    assert await storage.read(KEY) == b"third"
+    assert not await storage.create(KEY, b"fourth")
+    assert kit.listing() == {KEY}
+
+
+async def test_whoever_reads_while_it_is_replaced_reads_one_whole(kit: FolderKit, storage: Storage) -> None:
+    """No reader ever sees nothing, a part, or a mixture."""
+    contents = [bytes([letter]) * 300_000 for letter in b"abcdefgh"]
+    await storage.replace(KEY, contents[0])
+    other = kit.storage()
+
+    async def write() -> None:
+        for content in contents * 3:
+            await storage.replace(KEY, content)
+
+    writing = asyncio.create_task(write())
+    seen = 0
+    while not writing.done():
+        assert await other.read(KEY) in contents
+        seen += 1
+    await writing
+    assert seen
+    assert await other.read(KEY) == contents[-1]
+
+
 async def test_keeping_moves_the_whole_file(kit: FolderKit, storage: Storage, tmp_path: Path) -> None:
     """What was staged is under its key, nothing else is left, and its digest can be read again."""
     content = b"audio" * 100_000

@@ -104,7 +104,11 @@ async def test_a_full_disk_is_told_and_nothing_is_left(kit: FolderKit) -> None:
         path = staged(foreign, bytes(2 * SMALL_BYTES))
         stack.enter_context(small_place(kit.root))
         await (storage := kit.storage()).start()
-        for attempt in (storage.create("apibox/ab/task.json", b"x" * 2 * SMALL_BYTES), storage.keep(path, AUDIO)):
+        for attempt in (
+            storage.create("apibox/ab/task.json", b"x" * 2 * SMALL_BYTES),
+            storage.replace("apibox/ab/task.json", b"x" * 2 * SMALL_BYTES),
+            storage.keep(path, AUDIO),
+        ):
             with pytest.raises(RetryableError) as caught:
                 await attempt
             assert caught.value.reason is Reason.STORAGE_FULL
@@ -137,6 +141,7 @@ async def test_a_linked_folder_is_not_followed(kit: FolderKit, tmp_path: Path, l
     (kit.root / link).symlink_to(outside)
     for attempt in (
         storage.create(AUDIO, b"x"),
+        storage.replace(AUDIO, b"x"),
         storage.keep(staged(tmp_path / "staging"), AUDIO),
         storage.read(AUDIO),
         storage.exists(AUDIO),
@@ -163,6 +168,10 @@ async def test_a_link_in_the_place_of_a_file_is_not_followed(kit: FolderKit, tmp
         await storage.digest(AUDIO)
     await storage.keep(staged(tmp_path / "staging"), AUDIO)
     assert await storage.read(AUDIO) == b"audio"
+    (kit.root / AUDIO).unlink()
+    (kit.root / AUDIO).symlink_to(outside)
+    await storage.replace(AUDIO, b"ours")
+    assert await storage.read(AUDIO) == b"ours"
     assert outside.read_text() == "theirs"
 
 

@@ -83,7 +83,7 @@ class EmbeddedHouse:
         async def hear(message: Message) -> None:
             heard.append(events.decode(message.body))
 
-        subscription = Subscription(queue=queue, handler=hear, concurrency=10, next_step=lambda _: LADDER[0])
+        subscription = Subscription(queue=queue, handler=hear, concurrency=10, next_step=lambda *_: LADDER[0])
         task = asyncio.create_task(self.broker.consume(subscription, stop=stop))
         try:
             yield heard

@@ -29,6 +29,7 @@ class Broker:
     def publishing(self): return True
     async def start(self): {start}
     async def close(self): print("closed", flush=True)
+    async def watch(self): await asyncio.Event().wait()
 
 class Service:
     def checks(self): return {{"service": True}}

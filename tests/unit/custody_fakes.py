@@ -16,9 +16,11 @@ from prometheus_client import CollectorRegistry
 
 from downloader.custody import Custody
 from downloader.fetch import Fetched, Sink
+from downloader.links import Links
 from downloader.manifest import Manifest, read_manifest
 from downloader.metrics import DownloaderMetrics
 from downloader.names import Names, names_of
+from downloader.record import Answer
 from downloader.staging import Staging
 from shared import events
 from shared.errors import BrokerError, Reason
@@ -68,9 +70,11 @@ class FakeSource:
     transport: Any = "content_length"
     errors: list[Exception] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[object]] | None = None
+    followed: list[str] = field(default_factory=list)
 
     async def fetch(self, url: str, sink: Sink) -> Fetched:
         """Pretend to fetch."""
+        self.followed.append(url)
         if self.errors:
             raise self.errors.pop(0)
         for at in range(0, len(self.content), 1_000):
@@ -79,6 +83,19 @@ class FakeSource:
             await self.meanwhile()
         self.steps.take("fetch")
         return Fetched(len(self.content), self.transport, "audio/wav", 200, url.partition("?")[0])
+
+
+@dataclass
+class FakeVendors:
+    """Gives the same answer to every question; none, as without a key, unless told otherwise."""
+
+    answer: Answer | None = None
+    asked: list[tuple[Vendor, str]] = field(default_factory=list)
+
+    async def ask(self, vendor: Vendor, task_id: str) -> Answer | None:
+        """Answer at once."""
+        self.asked.append((vendor, task_id))
+        return self.answer
 
 
 @dataclass
@@ -106,6 +123,11 @@ class MemoryStorage:
         self.objects[key] = content
         self.steps.take(f"create {suffix(key)}")
         return True
+
+    async def replace(self, key: str, content: bytes) -> None:
+        """Put it there."""
+        self.objects[key] = content
+        self.steps.take(f"replace {suffix(key)}")
 
     async def read(self, key: str) -> bytes | None:
         """Return what is there."""
@@ -163,6 +185,7 @@ class House:
     def __init__(self, staging_folder: Path, executor: Executor) -> None:
         self.steps = Steps()
         self.source = FakeSource(self.steps)
+        self.vendors = FakeVendors()
         self.storage = MemoryStorage(self.steps)
         self.publisher = FakePublisher(self.steps)
         self.now = NOW + timedelta(minutes=1)
@@ -175,7 +198,7 @@ class House:
         """Return custody as after a start; metrics are those of the latest one."""
         self.registry = CollectorRegistry()
         return Custody(
-            source=source or self.source,
+            source=Links(source or self.source, self.vendors, attempt_timeout_s=60.0),
             staging=Staging(self._staging_folder, executor=self._executor),
             storage=self.storage,
             publisher=self.publisher,

@@ -9,7 +9,6 @@ import pytest
 
 from ingress.authenticity import Credentials
 from ingress.callback import (
-    LONGEST_MESSAGE,
     LONGEST_TASK_ID,
     Failed,
     MalformedCallbackError,
@@ -21,6 +20,7 @@ from ingress.callback import (
 )
 from ingress.intake import Intake, Proofs
 from shared.events import ReportFailed, ReportSucceeded, ReportUnrecognised
+from shared.vendor_json import LONGEST_MESSAGE
 from shared.vendors import Vendor
 from tests.recording import RecordingPublisher
 

@@ -229,7 +229,7 @@ async def test_what_is_no_report_is_parked_unannounced(house: House, body: bytes
     custody = house.custody()
     with pytest.raises(PermanentError):
         await custody.handle(message)
-    assert custody.next_step(message) is None
+    assert custody.next_step(message, Reason.MESSAGE_MALFORMED) is None
     await custody.give_up(message, Reason.MESSAGE_MALFORMED, "unreadable")
     assert house.steps.done == []
 
@@ -259,15 +259,17 @@ async def test_a_damaged_manifest_waits_for_a_person(house: House, damage: bytes
 def test_trying_ends_at_the_deadline(house: House) -> None:
     """There is always a next attempt before the deadline, however many failed, and none after it."""
 
-    def next_step(message: Message, *, before: timedelta) -> float | None:
+    def next_step(message: Message, *, before: timedelta, reason: Reason = Reason.CONNECTION_FAILED) -> float | None:
         house.now = DEADLINE - before
-        step = house.custody().next_step(message)
+        step = house.custody().next_step(message, reason)
         return None if step is None else step.seconds
 
     often = dataclasses.replace(succeeded(), attempts=10_000)
     assert next_step(succeeded(), before=timedelta(days=14)) == 5
+    assert next_step(succeeded(), before=timedelta(days=14), reason=Reason.LINK_EXPIRED) == 600
     assert next_step(often, before=timedelta(days=14)) == 43_200
     assert next_step(often, before=timedelta(seconds=1)) == 5
+    assert next_step(often, before=timedelta(minutes=5), reason=Reason.LINK_EXPIRED) == 120
     assert next_step(often, before=timedelta()) is None
     assert next_step(succeeded(), before=timedelta(days=-1)) is None
 

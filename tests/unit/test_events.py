@@ -17,6 +17,7 @@ from shared.events import (
     ConversionStored,
     Data,
     Evidence,
+    FileReplaced,
     Format,
     ReportFailed,
     ReportSucceeded,
@@ -97,6 +98,20 @@ AT_RISK = ConversionAtRisk(
     attempts=12,
 )
 
+REPLACED = FileReplaced(
+    vendor=Vendor.KIE,
+    task_id=TASK,
+    revision=2,
+    uri=f"file:///var/lib/wavekeep/files/kie/98/{TASK}.111111111111.wav",
+    size_bytes=1_044,
+    sha256="1" * 64,
+    format=STORED.format,
+    evidence=Evidence(trust=("operator",), transport="local_file"),
+    previous_sha256="0" * 64,
+    explanation="the vendor sent the wrong song",
+    replaced_at=NOW,
+)
+
 PINNED: dict[str, tuple[Data, str]] = {
     "report.succeeded": (SUCCEEDED, "f4835377-61db-5e7e-a845-ff131d51cbc9"),
     "report.failed": (FAILED, "f4fbaa6e-7416-5a04-aa38-95cdcba6a5a1"),
@@ -105,6 +120,7 @@ PINNED: dict[str, tuple[Data, str]] = {
     "conversion.rejected": (REJECTED, "7fcedc90-4331-59dc-8560-de9a4f88bc91"),
     "conversion.conflicting": (CONFLICTING, "57bc84dc-f817-538e-a2a6-d00e4bc15e1a"),
     "conversion.at_risk": (AT_RISK, "4512ee7a-efc1-54a9-8c5f-c988ab06e959"),
+    "file.replaced": (REPLACED, "cd6681a4-0403-54ca-ba5a-1a9b9f59c4f7"),
 }
 """An example of every type, and its id as it was ever told."""
 
@@ -180,6 +196,8 @@ def test_ids_tell_types_apart() -> None:
         (CONFLICTING, {"kept_identity": "another"}),
         (CONFLICTING, {"claimed_identity": "another"}),
         (AT_RISK, {"threshold_percent": 80}),
+        (REPLACED, {"sha256": "2" * 64}),
+        (REPLACED, {"revision": 4}),
     ],
 )
 def test_what_makes_another_fact(data: Data, changes: dict[str, Any]) -> None:
@@ -199,6 +217,7 @@ def test_what_makes_another_fact(data: Data, changes: dict[str, Any]) -> None:
         (REJECTED, {"detail": "another", "code": None}),
         (CONFLICTING, {"kept_link": "https://x/", "claim": "failed", "claimed_code": 500}),
         (AT_RISK, {"attempts": 13, "last_reason": Reason.TOO_SLOW}),
+        (REPLACED, {"explanation": None, "uri": "file:///elsewhere", "previous_sha256": "3" * 64}),
     ],
 )
 def test_what_makes_no_other_fact(data: Data, changes: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from downloader.settings import DownloaderSettings
 from ingress.settings import IngressSettings
 from notifier.settings import NotifierSettings
 from shared.errors import StartError
-from shared.settings import PREFIX, ServiceSettings, load
+from shared.settings import PREFIX, ServiceSettings, broker_urls, load
+from shared.vendors import Vendor
 from standalone.settings import StandaloneSettings
 
 SECRET = "s3cret"
@@ -143,12 +144,27 @@ def test_comma_separated(text: str, expected: list[str], environment: pytest.Mon
         ("embedded:///var/lib/queue.sqlite3", Path("/var/lib/queue.sqlite3")),
         ("amqp://rabbit", None),
         ("amqps://u:p@[::1]:5671/%2F", None),
+        ("amqp://u:p@one/,amqp://u:p@two/, amqps://u:p@[::1]:5671/%2F", None),
     ],
 )
 def test_broker_urls(url: str, path: Path | None, environment: pytest.MonkeyPatch) -> None:
-    """The broker is named by one URL; the embedded one is a file."""
+    """The broker is named by one URL, a cluster by several; the embedded one is a file."""
     environment.setenv("WAVEKEEP_BROKER_URL", url)
     assert load(ServiceSettings).embedded_path == path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("amqp://one/", ("amqp://one/",)),
+        ("amqp://one/,amqps://two/", ("amqp://one/", "amqps://two/")),
+        (" amqp://one , amqp://two ", ("amqp://one", "amqp://two")),
+        ("amqp://user:pass,word@one/a,b", ("amqp://user:pass,word@one/a,b",)),
+    ],
+)
+def test_the_nodes_of_a_cluster(text: str, expected: tuple[str, ...]) -> None:
+    """Several URLs are separated by commas; a comma in a password separates nothing."""
+    assert broker_urls(text) == expected
 
 
 def test_embedded_broker_in_a_folder(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -171,6 +187,8 @@ def test_embedded_broker_in_a_folder(environment: pytest.MonkeyPatch, tmp_path: 
         f"embedded://{SECRET}/queue",
         f"embedded:{SECRET}",
         f"embedded://user:{SECRET}@/queue",
+        f"amqp://user:{SECRET}@rabbit/,amqp://user:{SECRET}@rabbit:0/",
+        f"embedded:///{SECRET},amqp://user:{SECRET}@rabbit/",
         SECRET,
     ],
 )
@@ -212,6 +230,44 @@ def test_attempts_must_fit_into_the_acknowledgement(environment: pytest.MonkeyPa
     assert load(DownloaderSettings).ack_timeout_s == 1_501
 
 
+def test_only_vendors_with_a_key_are_asked(environment: pytest.MonkeyPatch) -> None:
+    """One vendor's key lets us ask that vendor, at its own address and pace."""
+    assert load(DownloaderSettings).accounts() == {}
+    environment.setenv("WAVEKEEP_KIE_API_KEY", SECRET)
+    ((vendor, account),) = load(DownloaderSettings).accounts().items()
+    assert (vendor, account.base, account.per_10_s) == (Vendor.KIE, "https://api.kie.ai", 5)
+    assert account.key.get_secret_value() == SECRET
+    environment.setenv("WAVEKEEP_KIE_API_BASE", "http://127.0.0.1:8181/kie/")
+    environment.setenv("WAVEKEEP_KIE_API_RATE_PER_10S", "20")
+    account = load(DownloaderSettings).accounts()[Vendor.KIE]
+    assert (account.base, account.per_10_s) == ("http://127.0.0.1:8181/kie", 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_KEY", f"{SECRET} two"),
+        ("API_KEY", f"{SECRET}\r\nX: y"),
+        ("API_KEY", f"{SECRET}é"),
+        ("API_BASE", f"ftp://{SECRET}"),
+        ("API_BASE", f"https:{SECRET}"),
+        ("API_BASE", f"https://user:{SECRET}@api.kie.ai"),
+        ("API_BASE", f"https://api.kie.ai/?key={SECRET}"),
+        ("API_BASE", f"https://api.kie.ai#{SECRET}"),
+        ("API_BASE", f"https://api.kie.ai:{SECRET}"),
+        ("API_BASE", f"https://[{SECRET}"),
+        ("API_RATE_PER_10S", "0"),
+        ("API_RATE_PER_10S", "21"),
+    ],
+)
+def test_wrong_accounts(name: str, value: str, environment: pytest.MonkeyPatch) -> None:
+    """What cannot be asked, or would leak the key on its way, is refused at start and not shown."""
+    environment.setenv(f"WAVEKEEP_KIE_{name}", value)
+    told = refused(DownloaderSettings)
+    assert f"WAVEKEEP_KIE_{name}: " in told
+    assert SECRET not in told
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -240,12 +296,12 @@ def test_wrong_give_up_after(text: str, environment: pytest.MonkeyPatch) -> None
 
 def test_secrets_are_never_shown(environment: pytest.MonkeyPatch) -> None:
     """Neither the settings as text nor their dump shows a secret."""
-    for name in ("APIBOX_CALLBACK_TOKENS", "KIE_HMAC_KEYS", "SUNOAPI_CALLBACK_TOKENS"):
+    for name in ("APIBOX_CALLBACK_TOKENS", "KIE_HMAC_KEYS", "SUNOAPI_CALLBACK_TOKENS", "KIE_API_KEY"):
         environment.setenv(PREFIX + name, f"{SECRET},{SECRET}2")
     environment.setenv("WAVEKEEP_BROKER_URL", f"amqp://user:{SECRET}@rabbit/")
     settings = load(StandaloneSettings)
     assert SECRET not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
-    assert SECRET not in f"{settings.credentials()}"
+    assert SECRET not in f"{settings.credentials()} {settings.accounts()}"
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -82,9 +82,9 @@ async def test_what_is_no_event_is_parked() -> None:
 def test_splitting_is_tried_for_long_but_not_for_ever() -> None:
     """A broker that is away for days delays the news and loses none; in the end the event is parked."""
     old = Message(body=b"", event_id="1", queue="q", attempts=99, first_seen=NOW - KEEP_TRYING_FOR + timedelta(hours=2))
-    assert splitter(RecordingPublisher()).next_step(old) is not None
+    assert splitter(RecordingPublisher()).next_step(old, Reason.NOT_ROUTABLE) is not None
     gone = Message(body=b"", event_id="1", queue="q", attempts=99, first_seen=NOW - KEEP_TRYING_FOR)
-    assert splitter(RecordingPublisher()).next_step(gone) is None
+    assert splitter(RecordingPublisher()).next_step(gone, Reason.NOT_ROUTABLE) is None
 
 
 def _data(event: Event) -> ReportUnrecognised:

@@ -1,0 +1,190 @@
+"""Replacement: a person puts another file in the place of a stored one.
+
+Responsible for: proving the new file exactly as a download is proven, keeping both files and every revision of the
+manifest, and telling `file.replaced`. It must not know the command line, nor decide whether the person is right.
+
+Each revision is created under a name of its own, only if nobody has that name: this is its commit point, so that of
+two people one wins. Only then is it put in the place of the manifest, by one rename: whoever reads, reads the old or
+the new one whole. What a crash left behind a commit point is finished by the next command for the task, whatever that
+asks for; the same command again changes nothing. Why so: `docs/adr/0008-replacement.md`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from downloader import manifest as records
+from downloader.fetch import BLOCK_BYTES, Fetcher, Sink
+from downloader.flow import Handover
+from downloader.manifest import Manifest, read_manifest
+from downloader.names import Names, names_of
+from downloader.staging import Attempt, Staging
+from downloader.storage import Storage, translating
+from shared import events
+from shared.clock import Clock
+from shared.errors import PermanentError, Reason, RetryableError
+from shared.events import Evidence, FileReplaced
+from shared.links import identity, public, public_text
+from shared.messaging.port import Publisher
+
+LONGEST_EXPLANATION = 500
+
+
+class RefusedError(Exception):
+    """There is nothing that could be replaced now; the message is a sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a new file came from, and how its end was known. `link` is whole, and never kept as it is."""
+
+    transport: Literal["content_length", "chunked", "close_delimited", "local_file"]
+    link: str | None = None
+
+
+Content = Callable[[Sink], Awaitable[Origin]]
+"""Writes the new file into a sink."""
+
+
+def from_link(fetcher: Fetcher, url: str) -> Content:
+    """Return what fetches a link, past the fence like any other."""
+
+    async def fetch(sink: Sink) -> Origin:
+        fetched = await fetcher.fetch(url, sink)
+        return Origin(fetched.transport, url)
+
+    return fetch
+
+
+def from_file(path: Path, *, max_bytes: int) -> Content:
+    """Return what reads a file of this machine; it may be as large as a download. Meant for a process of its own."""
+
+    def blocks() -> Iterator[bytes]:
+        size_bytes = 0
+        with translating(), path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                size_bytes += len(block)
+                if size_bytes > max_bytes:
+                    raise PermanentError(Reason.TOO_LARGE, f"over {max_bytes} bytes")
+                yield block
+
+    async def read(sink: Sink) -> Origin:
+        async with Handover(sink.write, None) as handover:
+            for block in blocks():
+                await handover.write(block)
+        return Origin("local_file")
+
+    return read
+
+
+class Replacing:
+    """Replaces files.
+
+    Args:
+        staging: proves the new file.
+        storage: that the downloader keeps its files in; may be used beside it.
+        publisher: confirms before it returns.
+    """
+
+    def __init__(self, *, staging: Staging, storage: Storage, publisher: Publisher, clock: Clock) -> None:
+        self._staging = staging
+        self._storage = storage
+        self._publisher = publisher
+        self._clock = clock
+
+    async def replace(
+        self, vendor: str, task_id: str, content: Content, *, explanation: str | None
+    ) -> tuple[Manifest, bool]:
+        """Put a new file in the place of a task's; return the manifest, and whether anything changed.
+
+        Idempotent: the file that has the place already changes nothing, and is told if it was not.
+
+        Raises:
+            RefusedError: nothing is stored of the task, it was not announced yet, or somebody else replaced it now.
+            RetryableError, PermanentError: the new file could not be had, is not whole, or could not be kept or told.
+        """
+        names = names_of(vendor, task_id)
+        current = await self._finish(names, await self._stored(names, f"{vendor}/{task_id}"))
+        async with self._staging.attempt() as attempt:
+            origin = await content(attempt)
+            new = await self._prove(current, names, attempt, origin, explanation)
+            if new.sha256 == current.sha256:
+                return current, False
+            await self._storage.keep(attempt.path, new.audio)
+        if await self._storage.digest(new.audio) != (new.size_bytes, new.sha256):
+            raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
+        if not await self._storage.create(names.revision(new.revision), records.write(new)):
+            raise RefusedError(
+                f"Somebody else has just replaced the file of {vendor}/{task_id}. Look at it (wavekeep show"
+                f" {task_id}), and repeat the command if yours is the right one."
+            )
+        return await self._finish(names, current), True
+
+    async def _stored(self, names: Names, subject: str) -> Manifest:
+        content = await self._storage.read(names.manifest)
+        if content is None:
+            raise RefusedError(f"No file is stored of {subject}, so there is nothing to replace.")
+        if not await self._storage.exists(names.announced):
+            raise RefusedError(
+                f"The file of {subject} is stored, but not announced yet: replacing it now would announce another one"
+                " under the same event id. Let the downloader run, and repeat the command."
+            )
+        manifest = read_manifest(content)
+        if manifest.revision == 1:
+            await self._storage.create(names.revision(1), content)
+        return manifest
+
+    async def _finish(self, names: Names, current: Manifest) -> Manifest:
+        """Bring the task to its latest revision, whoever committed it: put in place, then told; return it."""
+        while (newer := await self._storage.read(names.revision(current.revision + 1))) is not None:
+            following = read_manifest(newer)
+            await self._storage.replace(names.manifest, newer)  # who writes an older one after us finds ours next
+            await self._tell(names, following)
+            current = following
+        if current.revision > 1:
+            await self._tell(names, current)
+        return current
+
+    async def _tell(self, names: Names, manifest: Manifest) -> None:
+        marker = names.replacement_announced(manifest.revision)
+        if not await self._storage.exists(marker):
+            event = events.make(
+                manifest.replacement_announcement(), time=manifest.stored_at, traceparent=manifest.traceparent
+            )
+            await self._publisher.publish(
+                event.data.EXCHANGE, event.routing_key, events.encode(event), event_id=event.id
+            )
+            await self._storage.create(marker, f"{event.id}\n".encode())
+
+    async def _prove(
+        self, current: Manifest, names: Names, attempt: Attempt, origin: Origin, explanation: str | None
+    ) -> Manifest:
+        complete = origin.transport in {"content_length", "chunked"}
+        judgement, digest = await asyncio.get_running_loop().run_in_executor(
+            None, lambda: attempt.prove(body_proven_complete=complete)
+        )
+        revision, audio = current.revision + 1, names.audio(digest)
+        return msgspec.structs.replace(
+            current,
+            revision=revision,
+            audio=audio,
+            uri=self._storage.uri(audio),
+            size_bytes=attempt.size_bytes,
+            sha256=digest,
+            format=judgement.format,
+            evidence=Evidence(trust=("operator",), transport=origin.transport),
+            warnings=tuple(str(warning) for warning in judgement.warnings),
+            stored_at=self._clock().astimezone(UTC),
+            event_id=events.event_id(current.vendor, current.task_id, FileReplaced.TYPE, str(revision), digest),
+            replacement=records.Replacement(
+                previous_sha256=current.sha256,
+                link=None if origin.link is None else public(origin.link),
+                link_identity=None if origin.link is None else events.digest(identity(origin.link)),
+                explanation=None if explanation is None else public_text(explanation)[:LONGEST_EXPLANATION],
+            ),
+        )

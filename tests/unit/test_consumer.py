@@ -1,0 +1,210 @@
+"""The consumer's heart, over a delivery that records and fails on demand: it settles last, once, and never gives up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
+from shared.messaging import consumer as module
+from shared.messaging.consumer import Consumer
+from shared.messaging.port import Message, Subscription
+from shared.metrics import MessagingMetrics
+from shared.retry import Step
+
+QUEUE = "wavekeep.downloader"
+LADDER = (Step("5s", 5), Step("30s", 30))
+LATE = RetryableError(Reason.TIMED_OUT, "too late")
+REFUSED = BrokerError(Reason.PUBLISH_TIMED_OUT, "no confirmation")
+LOST = DeliveryLostError(Reason.BROKER_UNAVAILABLE, "its channel is gone")
+
+
+class FakeDelivery:
+    """Notes how it was settled, after raising the errors it was given."""
+
+    def __init__(self, *errors: BrokerError, attempts: int = 0) -> None:
+        self.message = Message(
+            body=b"", event_id="x", queue=QUEUE, attempts=attempts, first_seen=datetime(2026, 1, 1, tzinfo=UTC)
+        )
+        self._errors = list(errors)
+        self.settled: list[object] = []
+
+    async def ack(self) -> None:
+        """Note it."""
+        self._settle("ack")
+
+    async def retry(self, step: Step, reason: Reason | None) -> None:
+        """Note it."""
+        self._settle(("retry", step.name, reason))
+
+    async def park(self, reason: Reason) -> None:
+        """Note it."""
+        self._settle(("park", reason))
+
+    def _settle(self, how: object) -> None:
+        if self._errors:
+            raise self._errors.pop(0)
+        self.settled.append(how)
+
+
+class House:
+    """A consumer with its handler, its registry and the way to ask it."""
+
+    def __init__(
+        self,
+        answer: BaseException | None = None,
+        *,
+        step: Step | Exception | None = LADDER[0],
+        give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None,
+        grace_time_s: float = 5.0,
+    ) -> None:
+        self._answer = answer
+        self._step = step
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.registry = CollectorRegistry()
+        self.consumer = Consumer(
+            Subscription(queue=QUEUE, handler=self._handle, concurrency=2, next_step=self._next, on_give_up=give_up),
+            metrics=MessagingMetrics(self.registry, "test", [QUEUE]),
+            grace_time_s=grace_time_s,
+            ladder=LADDER,
+        )
+
+    async def process(self, delivery: FakeDelivery) -> list[object]:
+        """Hand over one message, wait for its end, return how it was settled."""
+        self.consumer.accept(delivery)
+        await self.consumer.finish()
+        return delivery.settled
+
+    def count(self, outcome: str) -> float | None:
+        """Return how many messages ended so."""
+        labels = {"queue": QUEUE, "outcome": outcome}
+        return self.registry.get_sample_value("wavekeep_test_messages_total", labels)
+
+    def settle_failures(self) -> float | None:
+        """Return how many settlements had to be tried again."""
+        return self.registry.get_sample_value("wavekeep_test_settle_failures_total", {"queue": QUEUE})
+
+    async def _handle(self, _: Message) -> None:
+        await self.gate.wait()
+        if self._answer is not None:
+            raise self._answer
+
+    def _next(self, _message: Message, _reason: Reason) -> Step | None:
+        if isinstance(self._step, Exception):
+            raise self._step
+        return self._step
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settle again without waiting."""
+    monkeypatch.setattr(module, "_SETTLE_AGAIN_AFTER_S", (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("answer", "step", "settled", "outcome"),
+    [
+        (None, LADDER[0], "ack", "acked"),
+        (LATE, LADDER[1], ("retry", "30s", Reason.TIMED_OUT), "retried"),
+        (LATE, None, ("park", Reason.TIMED_OUT), "parked"),
+        (PermanentError(Reason.NOT_WAV, "text"), LADDER[0], ("park", Reason.NOT_WAV), "parked"),
+        (ZeroDivisionError(), LADDER[0], ("retry", "5s", Reason.UNEXPECTED), "retried"),
+        (ZeroDivisionError(), None, ("park", Reason.UNEXPECTED), "parked"),
+    ],
+)
+async def test_the_error_s_class_decides(
+    answer: Exception | None, step: Step | None, settled: object, outcome: str
+) -> None:
+    """A handler returns or raises; what follows is decided here alone, and counted."""
+    house = House(answer, step=step)
+    assert await house.process(FakeDelivery()) == [settled]
+    assert house.count(outcome) == 1
+
+
+async def test_a_broken_next_step_costs_no_message() -> None:
+    """A fault in choosing the delay sends the message round by the ladder instead of leaving it in hand for ever."""
+    house = House(LATE, step=ZeroDivisionError())
+    assert await house.process(FakeDelivery(attempts=1)) == [("retry", "30s", Reason.TIMED_OUT)]
+    assert house.consumer.free == 2
+
+
+async def test_giving_up_that_cannot_be_told_goes_round_again() -> None:
+    """No message is parked before whoever must know was told."""
+
+    async def give_up(_message: Message, _reason: Reason, _detail: str) -> None:
+        raise REFUSED
+
+    house = House(PermanentError(Reason.NOT_WAV, "text"), give_up=give_up)
+    assert await house.process(FakeDelivery(attempts=7)) == [("retry", "30s", Reason.NOT_WAV)]
+    assert house.count("parked") == 0
+
+
+@pytest.mark.parametrize("answer", [None, LATE, PermanentError(Reason.NOT_WAV, "text")])
+async def test_a_settlement_that_the_broker_does_not_take_is_tried_until_it_does(answer: Exception | None) -> None:
+    """The message stays ours, and its handler is not asked again."""
+    house = House(answer)
+    assert len(await house.process(FakeDelivery(REFUSED, REFUSED, REFUSED))) == 1
+    assert house.settle_failures() == 3
+
+
+async def test_a_lost_delivery_is_let_go_of() -> None:
+    """What the broker hands out again by itself is no longer ours: no crash, no further try, a count."""
+    house = House()
+    delivery = FakeDelivery(REFUSED, LOST)
+    assert await house.process(delivery) == []
+    assert (house.count("lost"), house.count("acked")) == (1, 0)
+    assert house.consumer.free == 2
+
+
+async def test_a_slot_is_taken_until_the_settlement_is_done() -> None:
+    """In hand means until settled: a broker that refuses settlements slows consuming down."""
+    house = House()
+    house.gate.clear()
+    house.consumer.accept(FakeDelivery())
+    assert house.consumer.free == 1
+    house.consumer.slot_freed.clear()
+    house.gate.set()
+    async with asyncio.timeout(5):
+        await house.consumer.slot_freed.wait()
+    assert house.consumer.free == 2
+
+
+async def test_the_end_waits_for_what_is_in_hand() -> None:
+    """Within the grace time a handler finishes, and its message is settled as it said."""
+    house = House()
+    house.gate.clear()
+    delivery = FakeDelivery()
+    house.consumer.accept(delivery)
+    finishing = asyncio.create_task(house.consumer.finish())
+    await asyncio.sleep(0)
+    assert not finishing.done()
+    house.gate.set()
+    await finishing
+    assert delivery.settled == ["ack"]
+
+
+async def test_after_the_grace_time_the_rest_is_handed_back_uncounted() -> None:
+    """The first delay step takes it, with no reason, so that no attempt counts; one that fails stops no other."""
+    house = House(grace_time_s=0.01)
+    house.gate.clear()
+    refused, taken = FakeDelivery(REFUSED), FakeDelivery()
+    house.consumer.accept(refused)
+    house.consumer.accept(taken)
+    await house.consumer.finish()
+    assert taken.settled == [("retry", "5s", None)]
+    assert refused.settled == []
+    assert house.count("handed_back") == 1
+
+
+async def test_abandoning_settles_nothing() -> None:
+    """On the way out after a failure the broker hands out again what was in hand."""
+    house = House()
+    house.gate.clear()
+    delivery = FakeDelivery()
+    house.consumer.accept(delivery)
+    await house.consumer.abandon()
+    assert delivery.settled == []
+    assert house.consumer.free == 2
