@@ -5,16 +5,18 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
 BROKER ?= embedded
+SEED ?=
+MINUTES ?= 10
 PYTHON := .venv/bin/python
 
 # What says that .venv holds what the locks and pyproject.toml ask for.
 RUN_READY := .venv/.run-ready
 DEV_READY := .venv/.dev-ready
 
-.PHONY: help run demo test check format docs lock clean
+.PHONY: help run demo test faults faults-random check format docs lock clean
 
 help:  ## Print this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN_READY)  ## Run ingress, downloader and notifier in one process, on embedded parts
 	@exec $(PYTHON) -m standalone
@@ -22,8 +24,14 @@ run: $(RUN_READY)  ## Run ingress, downloader and notifier in one process, on em
 demo: $(RUN_READY)  ## Show one conversion from callback to kept file (BROKER=embedded or rabbitmq)
 	@exec $(PYTHON) -m simulator.demo --broker $(BROKER)
 
-test: check  ## Check, then run every test
+test: check  ## Check, then run every test; of the faults a fast selection
 	@$(PYTHON) -m pytest
+
+faults: $(DEV_READY)  ## Inject every fault, and tell what was lost or doubled (about 25 minutes)
+	@$(PYTHON) -m pytest tests/faults -m fault $(if $(SEED),--fault-seed=$(SEED))
+
+faults-random: $(DEV_READY)  ## Inject random faults into real processes under load (SEED=… MINUTES=…)
+	@PYTHONPATH=. $(PYTHON) -m tests.faults.random_walk --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 check: $(DEV_READY)  ## Formatting, lint, import rules and types; changes nothing
 	@.venv/bin/ruff format --check --quiet

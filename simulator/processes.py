@@ -26,12 +26,16 @@ class Process:
         environ: its settings. Nothing else of ours is handed on from the environment of this process.
         log: takes what it prints on standard error; a second start appends. `output` beside it takes standard output.
         ready_url: answers 200 once it can work.
+
+    Attributes:
+        wrapper: put before the command from the next start on; it must end up as the command itself (by `exec`).
     """
 
     def __init__(self, module: str, *, environ: Mapping[str, str], log: Path, ready_url: str) -> None:
         self.name = module
         self.log = log
         self.output = log.with_suffix(".out")
+        self.wrapper: tuple[str, ...] = ()
         self._environ = _environment(environ)
         self._ready_url = ready_url
         self._running: subprocess.Popen[bytes] | None = None
@@ -60,7 +64,7 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log, self.output.open("ab") as output:
             self._running = subprocess.Popen(  # noqa: S603 - no shell, our own modules
-                [sys.executable, "-m", self.name],
+                [*self.wrapper, sys.executable, "-m", self.name],
                 env=self._environ,
                 cwd=self.log.parent,
                 stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from simulator.rabbitmq_server import NodeError
@@ -32,18 +33,32 @@ _DISTRIBUTION_ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 _LAST_WORDS_LINES = 30
 
 
+@dataclass(frozen=True)
+class Kin:
+    """What nodes must share to form a cluster: the cookie, and the port mapper by which they find one another."""
+
+    cookie: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    mapper_port: int = field(default_factory=lambda: free_ports(1)[0])
+
+
 class LocalHost:
     """Where a node lives: built without side effects, on `launch` a folder and processes, after `close` nothing."""
 
-    def __init__(self, server: Path, settings: Mapping[str, int]) -> None:
-        """Take the start script, and keys for the `rabbit` application beside our own, such as `consumer_timeout`."""
+    def __init__(self, server: Path, settings: Mapping[str, int], kin: Kin | None = None) -> None:
+        """Take the start script, keys for the `rabbit` application beside our own, and the kin of a cluster's node."""
         self._server = server
         self._settings = settings
-        self.port, self._distribution_port, self._mapper_port = free_ports(3)
+        self._kin = kin or Kin()
+        self.port, self._distribution_port = free_ports(2)
         self._name = f"wavekeep-{secrets.token_hex(4)}@localhost"
         self._folder: Path | None = None
         self._warden: subprocess.Popen[str] | None = None
         self._launched: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the node is called among its kin."""
+        return self._name
 
     def launch(self) -> None:
         """Start the node on the data it has."""
@@ -119,7 +134,7 @@ class LocalHost:
         (folder / "advanced.config").write_text(advanced_config(self._settings))
         (folder / "enabled_plugins").write_text("[].\n")
         cookie = folder / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(16))
+        cookie.write_text(self._kin.cookie)
         cookie.chmod(0o400)
         warden = Path(__file__).with_name("warden.py")
         self._warden = subprocess.Popen(  # noqa: S603 - no shell, our own script
@@ -139,7 +154,7 @@ class LocalHost:
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(folder),
             "LANG": "C.UTF-8",
-            "ERL_EPMD_PORT": str(self._mapper_port),
+            "ERL_EPMD_PORT": str(self._kin.mapper_port),
             "ERL_EPMD_ADDRESS": _LOOPBACK,
             "ERL_CRASH_DUMP_SECONDS": "0",
             "RABBITMQ_NODENAME": self._name,

@@ -16,6 +16,11 @@ from simulator.rabbitmq_server import GIVEN_URL, NoServerError, find_server
 _BROKERS = {"rabbitmq_url", "rabbitmq_node"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the seed of the fault tests; here, because options must be known before a folder's own conftest is read."""
+    parser.addoption("--fault-seed", type=int, default=20261121, help="seed of the fault tests (tests/faults)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need a node, so that they can be left out by `-m "not rabbitmq"`."""
     for item in _needing_brokers(items):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token, sign
+from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token, proven_skew_s, sign
 
 KEY = b"test-webhook-hmac-key"
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
@@ -183,3 +183,27 @@ def test_configured_proofs_hold_although_unauthenticated_is_allowed() -> None:
     both = Credentials(tokens=(b"one",), hmac_keys=(KEY,), allow_unauthenticated=True)
     assert doubt_token(both, "two") is Doubt.TOKEN_WRONG
     assert doubt(both, signature="wrong") is Doubt.SIGNATURE_WRONG
+
+
+@pytest.mark.parametrize(("late_s", "skew_s"), [(0, 0), (-90, -90), (4_000, 4_000)])
+def test_the_skew_of_a_right_signature_is_known_though_it_is_refused(late_s: float, skew_s: float) -> None:
+    """A rightly signed timestamp tells how far our clock is off, inside the tolerance and outside."""
+    found = doubt(late_s=late_s)
+    now = datetime.fromtimestamp(int(TIMESTAMP) + late_s, UTC)
+    assert proven_skew_s(SIGNED, found, timestamp=TIMESTAMP, now=now) == skew_s
+
+
+@pytest.mark.parametrize(
+    ("credentials", "signature", "timestamp"),
+    [
+        (SIGNED, "wrong", TIMESTAMP),
+        (SIGNED, None, TIMESTAMP),
+        (SIGNED, SIGNATURE, "-1"),
+        (SIGNED, SIGNATURE, None),
+        (Credentials(tokens=(b"one",)), SIGNATURE, TIMESTAMP),
+    ],
+)
+def test_no_stranger_moves_the_skew(credentials: Credentials, signature: str | None, timestamp: str | None) -> None:
+    """A timestamp that nobody is proven to have signed tells nothing about our clock."""
+    found = doubt(credentials, signature=signature, timestamp=timestamp)
+    assert proven_skew_s(credentials, found, timestamp=timestamp, now=NOW) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from notifier.channels import LogChannel, WebhookChannel, sign, webhook_key
+from notifier.channels import LogChannel, WebhookChannel, retry_after_s, sign, webhook_key
 from notifier.settings import WebhookDestination
 from shared.errors import StartError
 from shared.events import encode
@@ -114,3 +114,25 @@ async def test_the_log_channel_tells_the_gist() -> None:
         "detail": "no luck",
         "code": 500,
     }
+
+
+@pytest.mark.parametrize(
+    ("wish", "seconds"),
+    [
+        ("120", 120),
+        (" 0 ", 0),
+        ("Sun, 01 Mar 2026 12:01:00 GMT", 60),
+        ("Sun, 01 Mar 2026 11:00:00 GMT", 0),
+        ("Sun, 01 Mar 2026 12:01:00", 60),
+        (None, None),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("9" * 400, None),
+        ("\u0661\u0662", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_and_anything_else_nothing(wish: str | None, seconds: float | None) -> None:
+    """What a receiver asks for is read as RFC 9110 writes it; what cannot be read asks for nothing."""
+    assert retry_after_s(wish, datetime(2026, 3, 1, 12, tzinfo=UTC)) == seconds

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shared.errors import Reason
-from shared.retry import LADDER, SKIPPED_RUNGS, choose_step, jittered
+from shared.retry import LADDER, SKIPPED_RUNGS, choose_step, jittered, put_off
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 END = NOW + timedelta(days=15)
@@ -66,3 +66,12 @@ def test_the_last_call_is_heard_and_the_end_is_the_end(reason: Reason) -> None:
 def test_jitter_only_shortens() -> None:
     """Copies that failed together come back apart, at most a fifth early and never late."""
     assert [jittered(LADDER[3], fraction) for fraction in (0.0, 0.5, 1.0)] == [480, 540, 600]
+
+
+@pytest.mark.parametrize(
+    ("rung", "retry_after_s", "waited"),
+    [(0, None, 5), (0, 4, 5), (0, 4.1, 30), (0, 86_400, 30), (1, 24, 30), (1, 25, 120), (-1, 86_400, 43_200)],
+)
+def test_who_asks_for_time_gets_the_next_rung_at_most(rung: int, retry_after_s: float | None, waited: float) -> None:
+    """A wait asked for is kept though jitter shortens rungs, but never takes more than one rung up the ladder."""
+    assert put_off(LADDER[rung], retry_after_s).seconds == waited
