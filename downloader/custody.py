@@ -129,6 +129,9 @@ class Custody:
             except RetryableError as error:
                 await self._warn_at_risk(event, report, names, message, error.reason)
                 raise
+        elif not await self._storage.exists(names.announced):
+            # its writer may have failed between creating and syncing it: make it durable before it is told
+            await self._storage.create(names.manifest, write(manifest))
         claimed = events.digest(identity(report.url))
         await self._announce_stored(event, manifest, names)
         if not manifest.knows(claimed):

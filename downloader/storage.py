@@ -45,7 +45,10 @@ class Storage(Protocol):
         """Move a staged, synced file under its key, durably. What was there had the same content."""
 
     async def create(self, key: str, content: bytes) -> bool:
-        """Create an object, durably and whole; False, and nothing changed, where the key is taken."""
+        """Create an object, durably and whole; False, and nothing changed, where the key is taken.
+
+        What was there is durable too when this returns.
+        """
 
     async def replace(self, key: str, content: bytes) -> None:
         """Put an object under its key, durably, whatever was there; a crash leaves the old or the new one whole."""
