@@ -198,3 +198,24 @@ async def test_a_failed_attempt_leaves_nothing(house: House, reason: Reason) -> 
     assert house.staged == []
     assert house.publisher.told == []
     assert house.count("attempts_total", outcome="failed") == 1
+
+
+async def test_a_manifest_that_is_found_is_made_durable_before_it_is_told(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer may have failed between linking and syncing: the folder is synced again before anybody hears of it."""
+    house.publisher.refuses = {1}
+    with pytest.raises(BrokerError):
+        await house.custody().handle(succeeded())
+    told_before: list[bool] = []
+    create = house.storage.create
+
+    async def watched(key: str, content: bytes) -> bool:
+        if key == NAMES.manifest:
+            told_before.append(bool(house.publisher.told))
+        return await create(key, content)
+
+    monkeypatch.setattr(house.storage, "create", watched)
+    await house.custody().handle(succeeded())
+    assert told_before == [False]
+    assert house.publisher.types == ["conversion.stored"]
