@@ -36,12 +36,11 @@ ENV PATH=/opt/wavekeep/bin:$PATH \
     WAVEKEEP_DATA_DIR=/data \
     WAVEKEEP_INGRESS_HOST=0.0.0.0 \
     WAVEKEEP_OPS_HOST=0.0.0.0 \
-    WAVEKEEP_SAMPLE_FILE=false \
-    WAVEKEEP_OPS_PORT=9100
+    WAVEKEEP_SAMPLE_FILE=false
 # by number, so that an orchestrator can see that it is not root
 USER 10001:10001
 WORKDIR /
 VOLUME ["/data"]
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['WAVEKEEP_OPS_PORT']), timeout=4); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status != 200)"]
+# whichever service runs here: standalone 9100, ingress 9101, downloader 9102, notifier 9103, unless WAVEKEEP_OPS_PORT says
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "shared.health"]
 CMD ["python", "-m", "standalone"]

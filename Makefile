@@ -21,7 +21,7 @@ help:  ## Print this list
 run: $(RUN_READY)  ## Run ingress, downloader and notifier in one process, on embedded parts
 	@exec $(PYTHON) -m standalone
 
-demo: $(RUN_READY)  ## Show one conversion from callback to kept file (BROKER=embedded or rabbitmq)
+demo: $(RUN_READY)  ## Play fourteen conversions, from callback to kept file (BROKER=embedded or rabbitmq)
 	@exec $(PYTHON) -m simulator.demo --broker $(BROKER)
 
 test: check  ## Check, then run every test; of the faults a fast selection

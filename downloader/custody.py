@@ -9,7 +9,9 @@ repetitions end silently.
 """
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -41,6 +43,19 @@ from shared.retry import Step, at_risk_marks, choose_step
 log = structlog.get_logger()
 
 Report = ReportSucceeded | ReportFailed
+
+FOR_EVER = timedelta(days=365)
+
+_WAIT_FOR_COPY_S = 2.0
+_NOT_THE_FILE = frozenset(
+    {
+        Reason.TASK_IN_HAND,
+        Reason.BROKER_UNAVAILABLE,
+        Reason.PUBLISH_TIMED_OUT,
+        Reason.PUBLISH_REFUSED,
+        Reason.NOT_ROUTABLE,
+    }
+)
 
 
 class Source(Protocol):
@@ -90,22 +105,27 @@ class Custody:
         """
         event, report = _report(message)
         names = names_of(report.vendor, report.task_id)
-        lock = self._locks.setdefault(event.subject, asyncio.Lock())
-        with structlog.contextvars.bound_contextvars(subject=event.subject, traceparent=event.traceparent):
-            async with lock:  # copies of one callback wait here instead of fetching the file again
-                if isinstance(report, ReportFailed):
-                    await self._vendor_failed(event, report, names)
-                else:
-                    await self._vendor_succeeded(event, report, names, message)
+        structlog.contextvars.bind_contextvars(subject=event.subject, traceparent=event.traceparent)
+        async with self._alone(event.subject):
+            if isinstance(report, ReportFailed):
+                await self._vendor_failed(event, report, names)
+            else:
+                await self._vendor_succeeded(event, report, names, message)
 
     def next_step(self, message: Message, reason: Reason) -> Step | None:
-        """Return how long to wait after one more failure for this reason; None past the deadline."""
+        """Return how long to wait after one more failure for this reason; None past the deadline.
+
+        The deadline ends the fetching of a file, not the telling of one that is stored.
+        """
         try:
             _, report = _report(message)
         except PermanentError:
             return None
+        now = self._clock()
+        if reason in _NOT_THE_FILE:
+            return choose_step(message.attempts + 1, now=now, end=now + FOR_EVER)
         marks = (moment for _, moment in at_risk_marks(report.received_at, report.deadline))
-        return choose_step(message.attempts + 1, now=self._clock(), end=report.deadline, reason=reason, marks=marks)
+        return choose_step(message.attempts + 1, now=now, end=report.deadline, reason=reason, marks=marks)
 
     async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
         """Tell that a report is given up, before it is parked.
@@ -115,11 +135,29 @@ class Custody:
         try:
             event, report = _report(message)
             names = names_of(report.vendor, report.task_id)
-            manifest = await self._manifest(names)
+            async with self._alone(event.subject):
+                if await self._manifest(names) is None:
+                    await self._reject(event, report, names, reason, detail)
         except PermanentError:
             return
-        if manifest is None:
-            await self._reject(event, report, names, reason, detail)
+
+    @asynccontextmanager
+    async def _alone(self, subject: str) -> AsyncGenerator[None, None]:
+        """Handle one copy of a task at a time.
+
+        Others wait a moment, since most files take no longer, and then go round: a copy that waited on would keep its
+        place from other tasks, and its broker waiting for an answer beyond the acknowledgement time-out.
+        """
+        lock = self._locks.setdefault(subject, asyncio.Lock())
+        try:
+            async with asyncio.timeout(_WAIT_FOR_COPY_S):
+                await lock.acquire()
+        except TimeoutError:
+            raise RetryableError(Reason.TASK_IN_HAND, "another copy of this task is being handled") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     async def _vendor_succeeded(self, event: Event, report: ReportSucceeded, names: Names, message: Message) -> None:
         manifest = await self._manifest(names)
@@ -129,9 +167,6 @@ class Custody:
             except RetryableError as error:
                 await self._warn_at_risk(event, report, names, message, error.reason)
                 raise
-        elif not await self._storage.exists(names.announced):
-            # its writer may have failed between creating and syncing it: make it durable before it is told
-            await self._storage.create(names.manifest, write(manifest))
         claimed = events.digest(identity(report.url))
         await self._announce_stored(event, manifest, names)
         if not manifest.knows(claimed):
@@ -152,7 +187,7 @@ class Custody:
                 link, fetched = await self._source.fetch(report, attempt)
                 manifest = await self._prove(event, report, names, attempt, link, fetched)
                 await self._storage.keep(attempt.path, manifest.audio)
-            await self._read_again(manifest, names)
+            await self._read_again(manifest)
             if await self._storage.create(names.manifest, write(manifest)):
                 outcome.stored(manifest.size_bytes)
                 log.info("file.stored", audio=manifest.audio, size_bytes=manifest.size_bytes, sha256=manifest.sha256)
@@ -160,7 +195,8 @@ class Custody:
             winner = await self._manifest(names)
             if winner is None:
                 raise RetryableError(Reason.STORAGE_FAILED, "a manifest was there, and is gone")
-            if winner.audio != manifest.audio:
+            replaced = await self._storage.exists(names.revision(1))  # then ours may be what an earlier revision names
+            if winner.audio != manifest.audio and not replaced:
                 await self._storage.delete(manifest.audio)
             log.warning("file.lost_race", audio=manifest.audio, kept=winner.audio)
             outcome.lost_race()
@@ -170,9 +206,7 @@ class Custody:
         self, event: Event, report: ReportSucceeded, names: Names, attempt: Attempt, link: str, fetched: Fetched
     ) -> Manifest:
         proven_by_transport = fetched.transport != "close_delimited"
-        judgement, digest = await asyncio.get_running_loop().run_in_executor(
-            None, lambda: attempt.prove(body_proven_complete=proven_by_transport)
-        )
+        judgement, digest = await self._staging.prove(attempt, body_proven_complete=proven_by_transport)
         audio = names.audio(digest)
         return Manifest(
             vendor=report.vendor,
@@ -194,11 +228,12 @@ class Custody:
             traceparent=event.traceparent,
         )
 
-    async def _read_again(self, manifest: Manifest, names: Names) -> None:
-        """Check what is kept against what was proven, before it is called stored."""
+    async def _read_again(self, manifest: Manifest) -> None:
+        """Check what is kept against what was proven, before it is called stored.
+
+        What differs is left: another writer's manifest may describe it by now, and the next attempt writes over it.
+        """
         if await self._storage.digest(manifest.audio) != (manifest.size_bytes, manifest.sha256):
-            if await self._manifest(names) is None:  # else another writer's manifest may describe this very file
-                await self._storage.delete(manifest.audio)
             raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
 
     async def _manifest(self, names: Names) -> Manifest | None:
@@ -210,6 +245,10 @@ class Custody:
         return None if content is None else read_rejection(content)
 
     async def _announce_stored(self, event: Event, manifest: Manifest, names: Names) -> None:
+        if await self._storage.exists(names.announced):
+            return
+        # its writer may have failed between creating and syncing it: make it durable before it is told
+        await self._storage.create(names.manifest, write(manifest))
         if await self._announce(event, manifest.announcement(), manifest.stored_at, names.announced):
             self._metrics.stored.labels(str(manifest.vendor)).inc()
 
@@ -226,6 +265,8 @@ class Custody:
             earlier = await self._rejection(names)
             if earlier is not None and earlier.reason == reason:
                 rejection = earlier  # the same fact is told again in the same words
+        if await self._manifest(names) is not None:
+            return  # stored meanwhile by another process: that is final
         told = await self._announce(
             event,
             ConversionRejected(
@@ -274,8 +315,14 @@ class Custody:
                     last_reason=reason,
                     attempts=message.attempts + 1,
                 )
-                if await self._announce(event, warning, now, names.risk_announced(percent)):
-                    self._metrics.at_risk.labels(str(percent)).inc()
+                try:
+                    told = await self._announce(event, warning, now, names.risk_announced(percent))
+                except (
+                    RetryableError
+                ) as error:  # the attempt's own reason decides about the next one, which tells again
+                    log.warning("risk.untold", percent=percent, reason=error.reason)
+                else:
+                    self._metrics.at_risk.labels(str(percent)).inc(told)
 
     async def _announce(self, cause: Event, data: Data, time: datetime, marker: str) -> bool:
         """Publish, then mark; False where the marker tells that it was confirmed before."""

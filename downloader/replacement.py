@@ -9,7 +9,6 @@ the new one whole. What a crash left behind a commit point is finished by the ne
 asks for; the same command again changes nothing. Why so: `docs/adr/0008-replacement.md`.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
@@ -165,9 +164,7 @@ class Replacing:
         self, current: Manifest, names: Names, attempt: Attempt, origin: Origin, explanation: str | None
     ) -> Manifest:
         complete = origin.transport in {"content_length", "chunked"}
-        judgement, digest = await asyncio.get_running_loop().run_in_executor(
-            None, lambda: attempt.prove(body_proven_complete=complete)
-        )
+        judgement, digest = await self._staging.prove(attempt, body_proven_complete=complete)
         revision, audio = current.revision + 1, names.audio(digest)
         return msgspec.structs.replace(
             current,

@@ -116,6 +116,12 @@ class Staging:
         finally:
             await asyncio.shield(self._end(beginning))
 
+    async def prove(self, attempt: Attempt, *, body_proven_complete: bool) -> tuple[Judgement, str]:
+        """Judge an attempt off the event loop; see `Attempt.prove`."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, lambda: attempt.prove(body_proven_complete=body_proven_complete)
+        )
+
     async def _end(self, beginning: asyncio.Future[Attempt]) -> None:
         """Close an attempt, also one whose beginning was cancelled while the thread was still at it."""
         with contextlib.suppress(RetryableError):

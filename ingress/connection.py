@@ -97,7 +97,10 @@ class _Connection(web.RequestHandler):
         log.info("connection.broken", error=type(options.get("exc_info")).__name__)
 
     def _head_is_late(self) -> None:
-        if self._request_count or not self._heard or self.transport is None:
+        if self._request_count or self.transport is None:
+            return
+        if not self._heard:  # nobody to answer
+            self.force_close()
             return
         response = self._refuse(RefusedError(Refusal.TOO_SLOW, f"Its head took over {self._head_timeout_s:g} s."))
         assert isinstance(response.body, bytes)

@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from ingress.authenticity import Credentials
 from shared.errors import StartError
+from shared.messaging.spooled import SPOOL_TIMEOUT_S
 from shared.settings import PREFIX, Port, Secrets, ServiceSettings
 from shared.vendors import RETENTION_DAYS, Vendor
+
+VENDOR_WAITS_S = 15.0
+"""How long a vendor waits for an answer."""
 
 
 class IngressSettings(ServiceSettings):
@@ -23,7 +28,7 @@ class IngressSettings(ServiceSettings):
     ingress_host: str = Field(default="127.0.0.1", description="Address the callbacks come in on.")
     ingress_port: Port = Field(default=8080, description="Port the callbacks come in on; 0 takes a free one.")
     ingress_body_timeout_s: float = Field(
-        default=8.0,
+        default=5.0,
         gt=0,
         lt=15,
         description="Seconds a head or a body may take to arrive; the vendor gives up after 15.",
@@ -77,6 +82,16 @@ class IngressSettings(ServiceSettings):
                 f" {PREFIX}KIE_HMAC_KEYS where kie signs. {PREFIX}VENDOR_ALLOW_UNAUTHENTICATED=true believes anybody."
             )
         return MappingProxyType(served)
+
+    @model_validator(mode="after")
+    def _check_answer_time(self) -> Self:
+        longest_s = self.ingress_body_timeout_s + self.publish_timeout_s + SPOOL_TIMEOUT_S
+        if longest_s >= VENDOR_WAITS_S:
+            raise ValueError(
+                f"{PREFIX}INGRESS_BODY_TIMEOUT_S and {PREFIX}PUBLISH_TIMEOUT_S, with {SPOOL_TIMEOUT_S:g} s for the"
+                f" spool, make {longest_s:g} s: the vendor gives up after {VENDOR_WAITS_S:g} s. Lower one of them."
+            )
+        return self
 
     @property
     def spool_path(self) -> Path | None:

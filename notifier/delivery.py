@@ -39,18 +39,18 @@ class Delivery:
         """Deliver; raises as the channel classified it."""
         event = events.decode(message.body)
         started, outcome = monotonic(), "delivered"
-        with structlog.contextvars.bound_contextvars(subject=event.subject, traceparent=event.traceparent):
-            try:
-                await self._channel.deliver(event)
-            except RetryableError:
-                outcome = "retryable"
-                raise
-            except PermanentError:
-                outcome = "permanent"
-                raise
-            finally:
-                self._metrics.deliveries.labels(self._name, outcome).inc()
-                self._metrics.seconds.labels(self._name).observe(monotonic() - started)
+        structlog.contextvars.bind_contextvars(subject=event.subject, traceparent=event.traceparent)
+        try:
+            await self._channel.deliver(event)
+        except RetryableError:
+            outcome = "retryable"
+            raise
+        except PermanentError:
+            outcome = "permanent"
+            raise
+        finally:
+            self._metrics.deliveries.labels(self._name, outcome).inc()
+            self._metrics.seconds.labels(self._name).observe(monotonic() - started)
 
     def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure; None once it took too long."""

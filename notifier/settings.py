@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from shared.errors import StartError
-from shared.settings import Port, ServiceSettings
+from shared.settings import Port, ServiceSettings, existing_file
 
 DEFAULT_EVENTS = ("conversion.*", "file.*", "report.unrecognised")
 """What people are told: end states, conflicts, risk and unrecognised callbacks; never raw reports."""
@@ -53,6 +54,10 @@ class NotifierSettings(ServiceSettings):
     """What the notifier needs to know."""
 
     ops_port: Port = Field(default=9103, description="Port of the operations server; 0 takes a free one.")
+    notify_config: Annotated[Path, AfterValidator(existing_file)] | None = Field(
+        default=None,
+        description="TOML file of the destinations; each has a queue of its own. Default: one `log`.",
+    )
     notify_give_up_after: Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta())] = Field(
         default=timedelta(hours=72),
         description="How long a failing delivery is tried before it is parked: `72h`, `90m`; a bare number is hours.",

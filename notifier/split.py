@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import msgspec
+import structlog
 
 from notifier.settings import Destination
 from shared import events
@@ -37,6 +38,7 @@ class Splitter:
             PermanentError: it is no event of ours, or none that anybody outside may see.
         """
         event = events.decode(message.body)
+        structlog.contextvars.bind_contextvars(subject=event.subject, traceparent=event.traceparent)
         if isinstance(event.data, ReportSucceeded | ReportFailed):
             raise PermanentError(Reason.MESSAGE_UNKNOWN, "raw reports hold keys to files and are never told")
         body = message.body

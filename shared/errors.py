@@ -46,6 +46,7 @@ class Reason(StrEnum):
     STORAGE_FAILED = "storage_failed"
     STORED_FILE_DIFFERS = "stored_file_differs"
     # messaging
+    TASK_IN_HAND = "task_in_hand"
     BROKER_UNAVAILABLE = "broker_unavailable"
     PUBLISH_TIMED_OUT = "publish_timed_out"
     PUBLISH_REFUSED = "publish_refused"

@@ -51,7 +51,8 @@ def _broker_url(value: str, *, several: bool) -> None:
         raise ValueError("must be embedded:///absolute/path, or one or more of amqp://… and amqps://…")
 
 
-def _file(value: Path) -> Path:
+def existing_file(value: Path) -> Path:
+    """Refuse a path where there is no file, without showing it."""
     if not value.is_file():
         raise ValueError("must name a file that is there")
     return value
@@ -88,10 +89,6 @@ class ServiceSettings(BaseSettings):
     )
     publish_timeout_s: float = Field(
         default=5.0, gt=0, le=10, description="Seconds a publish may take to be confirmed."
-    )
-    notify_config: Annotated[Path, AfterValidator(_file)] | None = Field(
-        default=None,
-        description="TOML file of the notifier's destinations; the topology has a queue for each. Default: one `log`.",
     )
     ops_host: str = Field(default="127.0.0.1", description="Address of `/livez /readyz /metrics /version`.")
     ops_port: Port = Field(default=9100, description="Port of the operations server; 0 takes a free one.")

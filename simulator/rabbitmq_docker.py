@@ -15,7 +15,7 @@ from pathlib import Path
 
 from simulator.rabbitmq_local import advanced_config, free_ports, run_tool
 
-IMAGE = "rabbitmq:4-management"
+IMAGE = "rabbitmq:4.1-management"
 """The image of `docker-compose.yml`."""
 
 _PULL_TIMEOUT_S = 600.0

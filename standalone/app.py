@@ -82,6 +82,7 @@ async def _greet(
         files=settings.storage_folder,
         sample_link=sample_link,
         color=sys.stdout.isatty(),
+        signing=frozenset(vendor for vendor in Vendor if getattr(settings, f"{vendor}_hmac_keys")),
     )
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

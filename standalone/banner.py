@@ -24,6 +24,7 @@ def banner(
     files: Path,
     sample_link: str | None,
     color: bool,
+    signing: frozenset[Vendor] = frozenset(),
 ) -> str:
     """Compose the text.
 
@@ -35,6 +36,7 @@ def banner(
         files: the folder files are kept in.
         sample_link: of the sample file, if it is served.
         color: whether the reader's terminal shows colour.
+        signing: vendors whose callbacks must be signed too; a `curl` line could not do that.
     """
     bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if color else ("", "", "")
     base = (public_url or local_url).rstrip("/")
@@ -45,8 +47,9 @@ def banner(
             f"  {dim}Vendors must reach this host: set WAVEKEEP_PUBLIC_URL to its public https address.{plain}"
         )
     lines += ["", f"Files    {files}", f"Status   {ops_url}/readyz   {ops_url}/metrics"]
-    if sample_link is not None and tokens:
-        vendor, token = next(iter(tokens.items()))
+    unsigned = [vendor for vendor in tokens if vendor not in signing]
+    if sample_link is not None and unsigned:
+        vendor, token = unsigned[0], tokens[unsigned[0]]
         lines += ["", "Try it, in another terminal:", f"  {curl_line(local_url, vendor, token, sample_link)}"]
         lines.append(
             f"  {dim}Its file is a sample served at {sample_link}: for it, exactly this address is opened in the"

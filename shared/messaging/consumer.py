@@ -54,6 +54,10 @@ class Consumer:
         self._in_hand: dict[asyncio.Task[None], Delivery] = {}
         self.brake = brake or Brake(BRAKE_AFTER)
         self.slot_freed = asyncio.Event()
+        self.failed = asyncio.Event()
+        """Set when settling a message raised what nobody foresaw; `check` then raises it."""
+        self._ending = False
+        self._failure: BaseException | None = None
 
     @property
     def free(self) -> int:
@@ -81,6 +85,7 @@ class Consumer:
         await self._cancel()
 
     async def _cancel(self) -> list[tuple[asyncio.Task[None], Delivery]]:
+        self._ending = True
         left = list(self._in_hand.items())
         for task, _ in left:
             task.cancel()
@@ -98,8 +103,19 @@ class Consumer:
             self._metrics.handled(message.queue, "handed_back", None, 0.0)
             log.info("message.handed_back", queue=message.queue, event_id=message.event_id)
 
+    def check(self) -> None:
+        """Raise what settling a message raised unforeseen: consuming on would leave that message in hand for ever."""
+        if self._failure is not None:
+            raise self._failure
+
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._in_hand.pop(task, None)
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
+        elif not self._ending:
+            self._failure = self._failure or RuntimeError("a handler was cancelled, though nobody asked for it")
+        if self._failure is not None:
+            self.failed.set()
         self.slot_freed.set()
 
     async def _process(self, delivery: Delivery) -> None:

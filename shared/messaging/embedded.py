@@ -48,6 +48,7 @@ class EmbeddedBroker:
         topology: what is declared in it at start.
         metrics: of the process.
         owner: hold the exclusive lock and release what a crash left in hand. False for the command line beside it.
+        publish_timeout_s: how long the disk may take; the outcome is unknown afterwards.
         grace_time_s: how long messages in hand may take once the end was asked for.
         ladder: its first step is where a message is handed back to.
     """
@@ -59,6 +60,7 @@ class EmbeddedBroker:
         *,
         metrics: MessagingMetrics,
         owner: bool = True,
+        publish_timeout_s: float = 5.0,
         grace_time_s: float = 25.0,
         ladder: tuple[Step, ...] = LADDER,
         clock: Clock = system_clock,
@@ -68,6 +70,7 @@ class EmbeddedBroker:
         self._topology = topology
         self._metrics = metrics
         self._owner = owner
+        self._publish_timeout_s = publish_timeout_s
         self._grace_time_s = grace_time_s
         self._ladder = ladder
         self._clock = clock
@@ -102,12 +105,11 @@ class EmbeddedBroker:
         except StartError:
             await self.close()
             raise
-        self._metrics.connected.set(1)
+        self._metrics.connected.set_function(lambda: float(self.publishing()))
         self._measuring = asyncio.create_task(self._measure(), name="queue depths")
 
     async def close(self) -> None:
         """Commit what waits, then let go of the file and the lock. Idempotent."""
-        self._metrics.connected.set(0)
         if self._measuring is not None:
             self._measuring.cancel()
             await asyncio.wait({self._measuring})
@@ -129,7 +131,13 @@ class EmbeddedBroker:
         queues = self._topology.required(exchange, routing_key)
         now = self._now()
         try:
-            await self._run(lambda db: table.insert(db, queues, event_id, body, now))
+            async with asyncio.timeout(self._publish_timeout_s):
+                await self._run(lambda db: table.insert(db, queues, event_id, body, now))
+        except TimeoutError as error:
+            self._metrics.published("failed", time.monotonic() - started)
+            raise BrokerError(
+                Reason.PUBLISH_TIMED_OUT, f"the disk did not take it within {self._publish_timeout_s:g} s"
+            ) from error
         except BrokerError:
             self._metrics.published("failed", time.monotonic() - started)
             raise
@@ -145,6 +153,7 @@ class EmbeddedBroker:
         self._consuming.add(queue)
         try:
             while not stop.is_set():
+                consumer.check()
                 wake.clear()
                 consumer.slot_freed.clear()
                 try:

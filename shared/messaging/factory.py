@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from shared.messaging.embedded import EmbeddedBroker
 from shared.messaging.port import Broker
 from shared.messaging.rabbitmq import RabbitBroker
-from shared.messaging.spooled import SpooledBroker, spool_topology
+from shared.messaging.spooled import SPOOL_TIMEOUT_S, SpooledBroker, spool_topology
 from shared.messaging.topology import topology
 from shared.metrics import MessagingMetrics, SpoolMetrics
 from shared.settings import ServiceSettings
@@ -36,7 +36,12 @@ def build_broker(
     path = settings.embedded_path
     if path is not None:
         return EmbeddedBroker(
-            path, topology(destinations), metrics=metrics, owner=not operator, grace_time_s=settings.grace_time_s
+            path,
+            topology(destinations),
+            metrics=metrics,
+            owner=not operator,
+            publish_timeout_s=settings.publish_timeout_s,
+            grace_time_s=settings.grace_time_s,
         )
     assert settings.broker_url is not None
     return RabbitBroker(
@@ -64,7 +69,8 @@ def with_spool(
     """
 
     def open_spool() -> EmbeddedBroker:
-        return EmbeddedBroker(path, spool_topology(), metrics=MessagingMetrics(CollectorRegistry(), "spool"))
+        unseen = MessagingMetrics(CollectorRegistry(), "spool")
+        return EmbeddedBroker(path, spool_topology(), metrics=unseen, publish_timeout_s=SPOOL_TIMEOUT_S)
 
     metrics = SpoolMetrics(registry, service)
     return SpooledBroker(broker, open_spool, metrics=metrics, max_messages=max_messages, max_bytes=max_bytes)

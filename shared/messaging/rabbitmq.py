@@ -130,6 +130,7 @@ class RabbitBroker:
         Raises:
             StartError: the broker could not be reached or would not have us within `start_timeout_s`.
         """
+        self._metrics.connected.set_function(lambda: float(self.publishing()))
         self._line = line = asyncio.create_task(self._keep_line("publish", self._publish_session), name="broker line")
         in_time = self._up if self._declares else self._reached
         if not await _happened(in_time, within_s=self._start_timeout_s, unless=line) or not await _happened(
@@ -145,7 +146,6 @@ class RabbitBroker:
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        self._metrics.connected.set(0)
         line, self._line = self._line, None
         if line is not None:
             await _end(line)
@@ -178,10 +178,11 @@ class RabbitBroker:
                 refused_for_s=self._refused_for_s,
             )
         )
-        stopped = asyncio.ensure_future(stop.wait())
+        stopped, failed = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(consumer.failed.wait())
         try:
             lines = {line, self._line} if self._line else {line}
-            await asyncio.wait({stopped, *lines}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopped, failed, *lines}, return_when=asyncio.FIRST_COMPLETED)
+            consumer.check()
             for ended in lines:
                 if ended.cancelled():
                     raise BrokerError(Reason.BROKER_UNAVAILABLE, "the broker was closed under its consumer")
@@ -191,6 +192,7 @@ class RabbitBroker:
             await consumer.finish()
         finally:
             stopped.cancel()
+            failed.cancel()
             await consumer.abandon()
             await _end(line)
             self._consuming.discard(subscription.queue)
@@ -363,7 +365,6 @@ class RabbitBroker:
         self._exchanges = {name: await channel.get_exchange(name, ensure=False) for name in self._topology.exchanges}
         self._connection = connection
         self._up.set()
-        self._metrics.connected.set(1)
         log.info("broker.connected", broker=_address(URL(str(connection))))
         try:
             while not await _happened(closed, within_s=self._check_every_s):
@@ -373,7 +374,6 @@ class RabbitBroker:
                     await self._await_topology(connection)
         finally:
             self._up.clear()
-            self._metrics.connected.set(0)
             self._connection = None
 
     async def _await_topology(self, connection: AbstractConnection) -> None:

@@ -27,6 +27,9 @@ log = structlog.get_logger()
 SPOOL = "wavekeep.spool"
 PROBE = "wavekeep.spool.probe"
 
+SPOOL_TIMEOUT_S = 3.0
+"""What the spool's disk may take for a commit, after the broker has taken its own time."""
+
 _PAGE = 100
 
 

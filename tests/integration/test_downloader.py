@@ -20,6 +20,7 @@ from shared.vendors import Vendor
 from simulator.wavs import Flavour, wav
 from tests.contract.storages import files
 from tests.integration.embedded_house import Clock, EmbeddedHouse, embedded_house, eventually, until
+from tests.log_capture import captured_logs
 
 PARKED = f"{DOWNLOADER}.parked"
 
@@ -157,6 +158,23 @@ async def test_a_dead_link_waits_and_heals(house: EmbeddedHouse, server: FileSer
         await until(lambda: heard)
     assert isinstance(heard[0].data, ConversionStored)
     assert len(server.asked) == 2
+
+
+async def test_every_line_about_a_task_bears_its_subject(house: EmbeddedHouse, server: FileServer) -> None:
+    """From the retry to the last settlement, one search for the subject finds all that was logged of it."""
+    server.status = 503
+    with captured_logs() as lines:
+        async with house.hearing(NOTIFIER) as heard, house.running(downloader(house)):
+            await house.publish(report(server.url("pcm16"), "followed", clock=house.clock))
+            await until(lambda: house.count("wavekeep_test_messages_total", queue=DOWNLOADER, outcome="retried") == 1)
+            server.status = 200
+            house.clock.ahead += timedelta(seconds=6)
+            await until(lambda: heard)
+            await eventually(lambda: drained(house))
+    told = [line for line in lines if line.get("queue") == DOWNLOADER and str(line["event"]).startswith("message.")]
+    assert {line["event"] for line in told} == {"message.retry_scheduled", "message.settled"}
+    assert {line.get("subject") for line in told} == {"apibox/followed"}
+    assert len({str(line.get("traceparent")).split("-")[1] for line in told}) == 1
 
 
 async def test_a_late_failure_warns(house: EmbeddedHouse, server: FileServer) -> None:

@@ -24,7 +24,7 @@ LOST = DeliveryLostError(Reason.BROKER_UNAVAILABLE, "its channel is gone")
 class FakeDelivery:
     """Notes how it was settled, after raising the errors it was given."""
 
-    def __init__(self, *errors: BrokerError, attempts: int = 0) -> None:
+    def __init__(self, *errors: Exception, attempts: int = 0) -> None:
         self.message = Message(
             body=b"", event_id="x", queue=QUEUE, attempts=attempts, first_seen=datetime(2026, 1, 1, tzinfo=UTC)
         )
@@ -208,3 +208,32 @@ async def test_abandoning_settles_nothing() -> None:
     await house.consumer.abandon()
     assert delivery.settled == []
     assert house.consumer.free == 2
+
+
+async def test_a_settlement_that_fails_unforeseen_ends_the_consumer() -> None:
+    """A message that can neither be settled nor handed out again is told by the process's end, not by silence."""
+    house = House()
+    delivery = FakeDelivery(ValueError("a fault of ours"))
+    house.consumer.accept(delivery)
+    async with asyncio.timeout(5):
+        await house.consumer.failed.wait()
+    with pytest.raises(ValueError, match="a fault of ours"):
+        house.consumer.check()
+
+
+async def test_a_handler_that_is_cancelled_by_nobody_ends_the_consumer() -> None:
+    """Its message would stay in hand for ever."""
+    house = House(asyncio.CancelledError())
+    house.consumer.accept(FakeDelivery())
+    async with asyncio.timeout(5):
+        await house.consumer.failed.wait()
+    with pytest.raises(RuntimeError, match="cancelled"):
+        house.consumer.check()
+
+
+async def test_an_orderly_end_is_no_failure() -> None:
+    """What is cancelled after the grace time was cancelled by us."""
+    house = House(grace_time_s=0.0)
+    house.gate.clear()
+    assert await house.process(FakeDelivery()) == [("retry", "5s", None)]
+    house.consumer.check()

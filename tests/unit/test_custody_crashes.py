@@ -1,5 +1,6 @@
 """Custody when things go wrong in the middle: crashes at every step, races, and a storage that lies."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -153,16 +154,18 @@ async def test_the_loser_of_a_race_tells_its_other_link(house: House) -> None:
 
 
 async def test_a_storage_that_changes_bytes_stores_nothing(house: House) -> None:
-    """What is read back must be what was proven; else nothing is told, nothing stays, and it is tried again."""
+    """What is read back must be what was proven; else nothing is told, no manifest made, and it is tried again."""
     house.storage.damages = True
     with pytest.raises(RetryableError) as caught:
         await house.custody().handle(succeeded())
     assert caught.value.reason is Reason.STORED_FILE_DIFFERS
-    assert house.storage.objects == {}
+    assert NAMES.manifest not in house.storage.objects
     assert house.publisher.told == []
     house.storage.damages = False
     await house.custody().handle(succeeded())
     assert house.publisher.types == ["conversion.stored"]
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == CONTENT
 
 
 async def test_a_misread_file_of_another_writer_is_not_deleted(house: House) -> None:
@@ -219,3 +222,68 @@ async def test_a_manifest_that_is_found_is_made_durable_before_it_is_told(
     await house.custody().handle(succeeded())
     assert told_before == [False]
     assert house.publisher.types == ["conversion.stored"]
+
+
+@pytest.mark.parametrize("report", [succeeded(), failed()], ids=["success", "failure"])
+async def test_every_report_that_finds_a_manifest_makes_it_durable(
+    house: House, monkeypatch: pytest.MonkeyPatch, report: Message
+) -> None:
+    """Also a failure that finds a stored file tells it, and not before it is durable."""
+    house.publisher.refuses = {1}
+    with pytest.raises(BrokerError):
+        await house.custody().handle(succeeded())
+    asked: list[str] = []
+    create = house.storage.create
+
+    async def watched(key: str, content: bytes) -> bool:
+        asked.append(key)
+        return await create(key, content)
+
+    monkeypatch.setattr(house.storage, "create", watched)
+    await house.custody().handle(report)
+    assert asked[0] == NAMES.manifest
+
+
+async def test_a_copy_of_a_slow_download_does_not_wait_for_it(house: House) -> None:
+    """It goes round instead, so that its place is free for other tasks and no broker loses patience."""
+    custody, arrived, go_on = house.custody(), asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        arrived.set()
+        await go_on.wait()
+
+    house.source.meanwhile = wait
+    first = asyncio.create_task(custody.handle(succeeded()))
+    await arrived.wait()
+    with pytest.raises(RetryableError) as caught:
+        await custody.handle(succeeded())
+    assert caught.value.reason is Reason.TASK_IN_HAND
+    go_on.set()
+    await first
+    await custody.handle(succeeded())
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_a_copy_that_is_given_up_does_not_reject_what_another_one_is_storing(house: House) -> None:
+    """Stored is final: giving up waits its turn, and then finds the manifest."""
+    custody, arrived, go_on = house.custody(), asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        arrived.set()
+        await go_on.wait()
+
+    house.source.meanwhile = wait
+    first = asyncio.create_task(custody.handle(succeeded()))
+    await arrived.wait()
+    giving_up = asyncio.create_task(custody.give_up(succeeded(), Reason.NOT_WAV, "no"))
+    go_on.set()
+    await asyncio.gather(first, giving_up)
+    assert house.publisher.types == ["conversion.stored"]
+
+
+@pytest.mark.parametrize("reason", [Reason.PUBLISH_TIMED_OUT, Reason.BROKER_UNAVAILABLE, Reason.TASK_IN_HAND])
+async def test_telling_a_stored_file_does_not_end_at_the_deadline(house: House, reason: Reason) -> None:
+    """The deadline is the vendor's, for the file; what only remains to be told is tried on."""
+    house.now += timedelta(days=400)
+    assert house.custody().next_step(succeeded(), Reason.LINK_EXPIRED) is None
+    assert house.custody().next_step(succeeded(), reason) is not None

@@ -52,7 +52,7 @@ def test_every_service_is_watched(name: str) -> None:
     check = SERVICES[name]["healthcheck"]
     assert check["interval"]
     assert check["timeout"]
-    assert "test" in check or "/livez" in instruction("HEALTHCHECK")
+    assert "test" in check or "shared.health" in instruction("HEALTHCHECK")
     assert not check.get("disable")
 
 

@@ -204,9 +204,9 @@ def test_notify_config(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The file of destinations must be there when the settings are read."""
     file = tmp_path / "destinations.toml"
     environment.setenv("WAVEKEEP_NOTIFY_CONFIG", str(file))
-    assert "WAVEKEEP_NOTIFY_CONFIG: must name a file" in refused(ServiceSettings)
+    assert "WAVEKEEP_NOTIFY_CONFIG: must name a file" in refused(NotifierSettings)
     file.touch()
-    assert load(ServiceSettings).notify_config == file
+    assert load(NotifierSettings).notify_config == file
 
 
 def test_downloads_must_fit_into_an_attempt(environment: pytest.MonkeyPatch) -> None:
@@ -307,3 +307,12 @@ def test_secrets_are_never_shown(environment: pytest.MonkeyPatch) -> None:
 def test_every_setting_says_what_it_is() -> None:
     """A setting without a description cannot be documented."""
     assert not [name for name, field in StandaloneSettings.model_fields.items() if not field.description]
+
+
+def test_an_answer_must_fit_into_the_vendors_patience(environment: pytest.MonkeyPatch) -> None:
+    """Reading a body, the broker's time and the spool's together stay below the vendor's 15 s."""
+    load(IngressSettings)
+    environment.setenv("WAVEKEEP_PUBLISH_TIMEOUT_S", "9")
+    told = refused(IngressSettings)
+    assert "WAVEKEEP_INGRESS_BODY_TIMEOUT_S" in told
+    assert "17 s" in told
