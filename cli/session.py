@@ -5,17 +5,16 @@ status. It must not print results.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import click
-import structlog
 from prometheus_client import CollectorRegistry
 
 from cli.settings import CliSettings
 from notifier.settings import load_destinations
+from shared import logs
 from shared.errors import StartError, WavekeepError
 from shared.messaging.factory import build_broker
 from shared.messaging.port import Broker
@@ -73,7 +72,7 @@ async def broker() -> AsyncGenerator[Broker, None]:
 
 def finish(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a command's work to its end; what we raise on purpose becomes one sentence and status 1."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logs.configure("cli", level="critical")
     try:
         return asyncio.run(work())
     except (StartError, WavekeepError) as error:

@@ -5,6 +5,7 @@ Responsible for: asking the operations servers, and reading manifests. It must n
 
 import asyncio
 import itertools
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,7 +41,7 @@ def status(host: str, ports: tuple[int, ...], *, json_output: bool) -> None:
         print_json(found)
     else:
         rows = [(name, asked[name], a["status"], _failing(a)) for name, a in answered.items()]
-        print_table(("service", "port", "status", "not well"), rows, empty="No service answers here.")
+        print_table(("service", "port", "status", "not well"), rows, empty=_nobody(asked.values()))
     if not answered or any(answer["status"] != "ready" for answer in answered.values()):
         raise SystemExit(1)
 
@@ -92,6 +93,10 @@ def _split(vendor: str | None, task: str) -> tuple[list[str], str]:
     if vendor is None and task.partition("/")[0] in set(Vendor):
         vendor, _, task = task.partition("/")
     return [vendor] if vendor else [str(v) for v in Vendor], task
+
+
+def _nobody(ports: Iterable[int]) -> str:
+    return f"No service answers on port {', '.join(map(str, ports))}; --port asks others."
 
 
 async def _ask_all(host: str, ports: dict[str, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from downloader.fence import Opening, parse_opening
+from downloader.fence import Fence, Opening, parse_opening
 from downloader.vendor_api import Account
 from shared.settings import PREFIX, Port, ServiceSettings, Words
 from shared.vendors import Vendor
@@ -101,6 +101,12 @@ class DownloaderSettings(ServiceSettings):
         if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
             raise ValueError("must be file:///FOLDER, with an absolute path")
         return value
+
+    @field_validator("download_allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        Fence((), values)
+        return values
 
     @field_validator("download_allow_addresses")
     @classmethod

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from shared.errors import StartError
+from shared.events import EVENTS_EXCHANGE, MODELS, routing_key
 from shared.settings import Port, ServiceSettings, existing_file
 
 DEFAULT_EVENTS = ("conversion.*", "file.*", "report.unrecognised")
@@ -32,7 +33,14 @@ DEFAULT_EVENTS = ("conversion.*", "file.*", "report.unrecognised")
 
 RESERVED_NAMES = frozenset({"parked", "delay", "private", "return"})
 
-_EVENT_PATTERN = re.compile(r"(conversion|file)\.(\*|[a-z_]+)|report\.unrecognised|\*")
+EVENT_NAMES = frozenset(
+    {
+        *(routing_key(name) for name, model in MODELS.items() if model.EXCHANGE == EVENTS_EXCHANGE),
+        *("conversion.overdue", "file.damaged", "file.expired"),  # reserved: to be told by later versions
+        *("report.unrecognised", "conversion.*", "file.*", "*"),
+    }
+)
+"""What a destination may ask for."""
 
 _ODD = re.compile(r"[\s#]")
 
@@ -84,8 +92,8 @@ class _Destination(BaseModel):
     @classmethod
     def _check_events(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
-            if not _EVENT_PATTERN.fullmatch(pattern):
-                raise ValueError(f"{pattern!r} is no event: say for example conversion.stored, conversion.* or *")
+            if pattern not in EVENT_NAMES:
+                raise ValueError(f"{pattern!r} is no event; there are {', '.join(sorted(EVENT_NAMES))}")
         return patterns
 
     def wants(self, routing_key: str) -> bool:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import stamina.instrumentation
 import structlog
 
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^\s?'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
@@ -62,8 +63,10 @@ def configure(service: str, *, log_format: str = "auto", level: str = "info") ->
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for noisy in ("aio_pika", "aiormq", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("asyncio").setLevel(max(logging.WARNING, root.level))
+    for told_by_us in ("aio_pika", "aiormq"):
+        logging.getLogger(told_by_us).setLevel(logging.CRITICAL)
+    stamina.instrumentation.set_on_retry_hooks(())  # whoever tries again says so in words of its own
 
 
 def without_queries(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

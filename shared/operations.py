@@ -4,6 +4,7 @@ Responsible for: `/livez`, `/readyz`, `/metrics` and `/version` on a port of its
 must not do any work of a service.
 """
 
+import errno
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -90,10 +91,12 @@ async def serving(
         try:
             await site.start()
         except OSError as error:
-            raise StartError(
-                f"{host}:{port} cannot be listened on ({error.strerror}). Does Wavekeep run already? Else set another"
-                " WAVEKEEP_INGRESS_PORT or WAVEKEEP_OPS_PORT; 0 takes a free one."
-            ) from error
+            remedy = (
+                "Does Wavekeep run already? Else set another WAVEKEEP_INGRESS_PORT or WAVEKEEP_OPS_PORT; 0: a free one."
+                if error.errno == errno.EADDRINUSE
+                else "Is it an address of this machine? See WAVEKEEP_INGRESS_HOST and WAVEKEEP_OPS_HOST."
+            )
+            raise StartError(f"{host}:{port} cannot be listened on ({error.strerror}). {remedy}") from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -5,10 +5,14 @@ that are missing, and telling how to begin. It must not do any service's work.
 """
 
 import asyncio
+import contextlib
+import difflib
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
+import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
@@ -21,17 +25,24 @@ from shared import lifecycle
 from shared.messaging.factory import build_broker
 from shared.messaging.topology import DOWNLOADER, NOTIFIER, destination_queue
 from shared.metrics import MessagingMetrics
-from shared.settings import load
+from shared.settings import PREFIX, load
 from shared.vendors import Vendor
 from standalone.banner import banner
 from standalone.sample import sample_file
 from standalone.secrets import keep_tokens
 from standalone.settings import StandaloneSettings
 
+log = structlog.get_logger()
+
+_WORKS_WITHIN_S = 5.0
+
 
 async def main(stop: asyncio.Event) -> None:
     """Run everything, settings from the environment."""
     settings = with_tokens(load(StandaloneSettings))
+    for name in unknown_settings(os.environ):
+        meant = difflib.get_close_matches(name, _known_settings(), 1)
+        log.warning("setting.unknown", name=name, meant=meant[0] if meant else None, detail="it has no effect")
     destinations = load_destinations(settings.notify_config)
     names = [destination.name for destination in destinations]
     registry = CollectorRegistry()
@@ -51,7 +62,7 @@ async def main(stop: asyncio.Event) -> None:
             Notifier(settings, destinations, broker, registry),
         ]
         operations_at = asyncio.get_running_loop().create_future()
-        greeting = asyncio.create_task(_greet(settings, ingress, operations_at, link))
+        greeting = asyncio.create_task(_greet(settings, ingress, services, operations_at, link))
         stack.callback(greeting.cancel)
         await lifecycle.serve("standalone", settings, broker, services, registry, stop, operations_at=operations_at)
 
@@ -71,9 +82,18 @@ def _has_secret(settings: StandaloneSettings, vendor: Vendor) -> bool:
 
 
 async def _greet(
-    settings: StandaloneSettings, ingress: Ingress, operations_at: asyncio.Future[int], sample_link: str | None
+    settings: StandaloneSettings,
+    ingress: Ingress,
+    services: Sequence[lifecycle.Service],
+    operations_at: asyncio.Future[int],
+    sample_link: str | None,
 ) -> None:
+    """Tell how to begin once everything works, or callbacks are at least taken while a broker is waited for."""
     await ingress.listening.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_WORKS_WITHIN_S):
+            while not all(all(service.checks().values()) for service in services):  # noqa: ASYNC110 - they have no event
+                await asyncio.sleep(0.05)
     text = banner(
         local_url=f"http://{settings.ingress_host}:{ingress.port}",
         public_url=settings.public_url,
@@ -91,3 +111,14 @@ async def _greet(
 def _tokens(settings: StandaloneSettings) -> Mapping[Vendor, str]:
     found = {vendor: getattr(settings, f"{vendor}_callback_tokens") for vendor in Vendor}
     return {vendor: tokens[0].get_secret_value() for vendor, tokens in found.items() if tokens}
+
+
+def unknown_settings(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that look like settings of ours and are none: misspelt, most likely."""
+    known = _known_settings()
+    ours = (name for name in environment if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_"))
+    return sorted(name for name in ours if name not in known)
+
+
+def _known_settings() -> set[str]:
+    return {f"{PREFIX}{name.upper()}" for name in StandaloneSettings.model_fields}

@@ -9,15 +9,18 @@ import math
 import struct
 import wave
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
 from downloader.fence import Opening, parse_opening
+from shared.errors import StartError
 from shared.operations import serving
 
 HOST = "127.0.0.1"
 PATH = "/sample.wav"
+PORT = 9109
+"""The same at each start where it is free, so that a printed `curl` line, and a download in hand, outlive a restart."""
 
 _RATE_HZ = 44_100
 _SECONDS = 2
@@ -34,7 +37,11 @@ async def sample_file() -> AsyncGenerator[tuple[str, Opening], None]:
         return web.Response(body=body, content_type="audio/wav")
 
     app.router.add_get(PATH, get)
-    async with serving(app, HOST, 0) as port:
+    async with AsyncExitStack() as stack:
+        try:
+            port = await stack.enter_async_context(serving(app, HOST, PORT))
+        except StartError:  # another one runs on this machine
+            port = await stack.enter_async_context(serving(app, HOST, 0))
         yield f"http://{HOST}:{port}{PATH}", parse_opening(f"{HOST}:{port}")
 
 

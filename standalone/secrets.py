@@ -35,10 +35,15 @@ def keep_tokens(data_dir: Path) -> Mapping[Vendor, str]:
             if tokens != known:
                 _write(path, tokens)
                 os.fsync(folder)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise StartError(
-            f"The secrets in {path} cannot be kept ({error}). Check the folder's rights, or remove the file to have"
-            " new ones made; the vendors then need the new callback URLs."
+            f"The data folder {data_dir} cannot be used ({error}). Check its rights and free space, or set"
+            " WAVEKEEP_DATA_DIR."
+        ) from error
+    except ValueError as error:
+        raise StartError(
+            f"The secrets in {path} cannot be read ({error}). Restore the file, or remove it to have new ones made; the"
+            " vendors then need the new callback URLs."
         ) from error
     return tokens
 

@@ -3,7 +3,9 @@
 Responsible for: one model over all of them. It must not add meaning to a setting of another room.
 """
 
-from pydantic import Field
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
 
 from downloader.settings import DownloaderSettings
 from ingress.settings import IngressSettings
@@ -23,3 +25,11 @@ class StandaloneSettings(IngressSettings, DownloaderSettings, NotifierSettings):
         default=True,
         description="Serve a sample WAV on loopback, opened in the fence, so that the printed `curl` line works.",
     )
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://host")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be http:// or https:// with a host, and neither query nor fragment")
+        return value

@@ -332,11 +332,7 @@ class RabbitBroker:
                 with attempt:
                     if attempt.num > len(self._urls):
                         works_since = None  # it did not work: what was refused before does not count
-                    connection = await aio_pika.connect(
-                        str(next(nodes)),
-                        timeout=_ANSWER_TIMEOUT_S,
-                        client_properties={"connection_name": f"{self._name} {name}"},
-                    )
+                    connection = await self._connect(next(nodes), name)
             opened = time.monotonic()
             works_since = works_since or opened
             try:
@@ -351,6 +347,17 @@ class RabbitBroker:
             elif time.monotonic() - works_since > refused_for_s:
                 raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{name}: refused for {refused_for_s:.0f} s")
             await asyncio.sleep(_AGAIN_AFTER_S)
+
+    async def _connect(self, node: URL, line: str) -> AbstractConnection:
+        try:
+            return await aio_pika.connect(
+                str(node),
+                timeout=_ANSWER_TIMEOUT_S,
+                client_properties={"connection_name": f"{self._name} {line}"},
+            )
+        except _LINE_ERRORS as error:
+            log.warning("broker.unreachable", broker=_address(node), line=line, error=str(error)[:200])
+            raise
 
     async def _publish_session(self, connection: AbstractConnection) -> None:
         """Have the topology there, then publish until the line breaks, looking after the required queues."""

@@ -287,7 +287,9 @@ async def test_events_are_printed(place: Place) -> None:
 
 async def test_status_without_services(place: Place) -> None:
     """Where no service answers, the status is 1 and the output still parses."""
-    assert (await place.cli("status", "--port", "1", status=1)).stdout == "No service answers here.\n"
+    assert (
+        await place.cli("status", "--port", "1", status=1)
+    ).stdout == "No service answers on port 1; --port asks others.\n"
     assert await place.json("status", "--port", "1", status=1) == {"1": None}
 
 

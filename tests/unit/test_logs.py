@@ -64,12 +64,13 @@ def test_automatic_format_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is below the level is not written, neither ours nor a library's, and chatty libraries start at warning."""
+    """What is below the level is not written, neither ours nor a library's; the AMQP library's we tell."""
     logs.configure("tests", log_format="json", level="info")
     logger().debug("too.low")
     logging.getLogger("some.library").debug("too low")
-    logging.getLogger("aio_pika").info("too chatty")
-    logging.getLogger("aio_pika.robust").warning("broken")
+    logging.getLogger("asyncio").info("too chatty")
+    logging.getLogger("aiormq.connection").error("told by us")
+    logging.getLogger("asyncio").warning("broken")
     logger().error("a.b")
     assert [line["event"] for line in lines(capsys)] == ["broken", "a.b"]
 

@@ -126,7 +126,7 @@ def test_settings_are_read_once(environment: pytest.MonkeyPatch) -> None:
         ("one,two", ["one", "two"]),
         (" one , two ,", ["one", "two"]),
         (",", []),
-        ("ein\u00df", ["ein\u00df"]),
+        ("xn--strae-oqa.example", ["xn--strae-oqa.example"]),
     ],
 )
 def test_comma_separated(text: str, expected: list[str], environment: pytest.MonkeyPatch) -> None:

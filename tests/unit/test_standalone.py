@@ -22,7 +22,7 @@ from notifier.settings import NotifierSettings
 from shared.errors import StartError
 from shared.settings import ServiceSettings, load
 from shared.vendors import Vendor
-from standalone.app import with_tokens
+from standalone.app import unknown_settings, with_tokens
 from standalone.banner import banner
 from standalone.sample import make_sample
 from standalone.secrets import FILE_NAME, keep_tokens
@@ -74,7 +74,7 @@ def test_processes_that_start_at_once_keep_the_same_tokens(tmp_path: Path) -> No
 def test_a_damaged_file_is_explained_and_left_alone(tmp_path: Path, content: bytes) -> None:
     """New tokens would lock the vendors out: a person decides, told how in a sentence."""
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(StartError, match="remove the file to have new ones made") as caught:
+    with pytest.raises(StartError, match="or remove it to have new ones made") as caught:
         keep_tokens(tmp_path)
     assert str(tmp_path / FILE_NAME) in str(caught.value)
     assert (tmp_path / FILE_NAME).read_bytes() == content
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_explained_and_left_alone(tmp_path: Path, content: byt
 def test_a_file_in_the_place_of_the_folder_is_explained(tmp_path: Path) -> None:
     """A mistaken WAVEKEEP_DATA_DIR is told in a sentence."""
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(StartError, match="cannot be kept"):
+    with pytest.raises(StartError, match=r"data folder .* cannot be used"):
         keep_tokens(tmp_path / "data")
 
 
@@ -181,3 +181,14 @@ def test_the_sample_is_a_whole_wav() -> None:
     walker = Walker()
     walker.feed(body)
     assert walker.finish(body_proven_complete=True).format.duration_s == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_misspelt_setting_is_found() -> None:
+    """What looks like a setting of ours and has no effect is told, not ignored."""
+    environment = {
+        "WAVEKEEP_INGRES_PORT": "1",
+        "WAVEKEEP_INGRESS_PORT": "1",
+        "WAVEKEEP_TEST_AMQP_URL": "x",
+        "PATH": "/bin",
+    }
+    assert unknown_settings(environment) == ["WAVEKEEP_INGRES_PORT"]
