@@ -1,19 +1,23 @@
 """The demo works: whoever tries it first sees everything end as it must."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_demo_ends_with_0_and_keeps_files_to_listen_to(tmp_path: Path) -> None:
-    """`make demo` is the first thing a newcomer runs."""
+@pytest.mark.parametrize("broker", ["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def test_the_demo_ends_with_0_and_keeps_files_to_listen_to(tmp_path: Path, broker: str) -> None:
+    """`make demo` is the first thing a newcomer runs, and needs nothing but our own files."""
     demo = subprocess.run(
-        [sys.executable, "-m", "simulator.demo", "--json"],
+        [sys.executable, "-m", "simulator.demo", "--json", "--broker", broker],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        env={"PYTHONPATH": str(ROOT), "PATH": "" if broker == "embedded" else os.environ["PATH"]},
         capture_output=True,
         text=True,
         timeout=100,
