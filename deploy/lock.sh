@@ -14,7 +14,11 @@ if [ -z "$uv" ]; then
     uv=$tools/bin/uv
 fi
 
-compile=("$uv" pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header)
+compile=(
+    "$uv" pip compile --quiet --universal --python-version 3.11
+    --generate-hashes --no-header
+    --no-emit-index-url
+)
 "${compile[@]}" --upgrade pyproject.toml --group build --output-file requirements/run.txt
 "${compile[@]}" --upgrade pyproject.toml --group build --group dev --constraint requirements/run.txt \
     --output-file requirements/dev.txt

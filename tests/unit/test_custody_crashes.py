@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from downloader.custody import Custody
 from shared.errors import BrokerError, Reason, RetryableError
 from shared.messaging.port import Message
 from tests.unit.custody_fakes import (
@@ -244,9 +245,9 @@ async def test_every_report_that_finds_a_manifest_makes_it_durable(
     assert asked[0] == NAMES.manifest
 
 
-async def test_a_copy_of_a_slow_download_does_not_wait_for_it(house: House) -> None:
-    """It goes round instead, so that its place is free for other tasks and no broker loses patience."""
-    custody, arrived, go_on = house.custody(), asyncio.Event(), asyncio.Event()
+async def slow_download(house: House, custody: Custody) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """Begin a download that ends only once the event is set; return when it is under way."""
+    arrived, go_on = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
         arrived.set()
@@ -255,6 +256,13 @@ async def test_a_copy_of_a_slow_download_does_not_wait_for_it(house: House) -> N
     house.source.meanwhile = wait
     first = asyncio.create_task(custody.handle(succeeded()))
     await arrived.wait()
+    return first, go_on
+
+
+async def test_a_copy_of_a_slow_download_does_not_wait_for_it(house: House) -> None:
+    """It goes round instead, so that its place is free for other tasks and no broker loses patience."""
+    custody = house.custody()
+    first, go_on = await slow_download(house, custody)
     with pytest.raises(RetryableError) as caught:
         await custody.handle(succeeded())
     assert caught.value.reason is Reason.TASK_IN_HAND
@@ -266,15 +274,8 @@ async def test_a_copy_of_a_slow_download_does_not_wait_for_it(house: House) -> N
 
 async def test_a_copy_that_is_given_up_does_not_reject_what_another_one_is_storing(house: House) -> None:
     """Stored is final: giving up waits its turn, and then finds the manifest."""
-    custody, arrived, go_on = house.custody(), asyncio.Event(), asyncio.Event()
-
-    async def wait() -> None:
-        arrived.set()
-        await go_on.wait()
-
-    house.source.meanwhile = wait
-    first = asyncio.create_task(custody.handle(succeeded()))
-    await arrived.wait()
+    custody = house.custody()
+    first, go_on = await slow_download(house, custody)
     giving_up = asyncio.create_task(custody.give_up(succeeded(), Reason.NOT_WAV, "no"))
     go_on.set()
     await asyncio.gather(first, giving_up)
