@@ -79,6 +79,7 @@ class SpooledBroker:
         self._messages = 0
         self._bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._dropping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the spool; connect to the broker meanwhile, however long that takes.
@@ -102,12 +103,13 @@ class SpooledBroker:
         if tasks:
             await asyncio.wait(tasks)
         await self._broker.close()
-        await self._close_spool()
+        self._drop_spool()
+        if self._dropping is not None:
+            await asyncio.wait({self._dropping}, timeout=SPOOL_TIMEOUT_S)
 
     async def watch(self) -> None:
-        """See the port."""
+        """See the port. The broker is watched by the task that connects to it, each time anew."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._broker.watch())
             for task in self._tasks:
                 group.create_task(_outcome(task))
 
@@ -174,7 +176,7 @@ class SpooledBroker:
         except BrokerError as error:
             log.warning("spool.closed", reason=error.reason, detail=error.detail)
             if self._spool is spool:
-                await self._close_spool()
+                self._drop_spool()
             raise BrokerError(Reason.STORAGE_FAILED, f"the spool did not take it: {error.detail}") from error
         self._metrics.spooled.inc()
         self._metrics.messages.set(self._messages)
@@ -189,13 +191,14 @@ class SpooledBroker:
             except StartError as error:
                 log.warning("broker.unreachable", detail=str(error))
             else:
+                await self._broker.watch()
                 return
 
     async def _relay(self) -> None:
         """Move on what waits, for ever; reopen the spool when its disk works again."""
         while True:
             try:
-                if self._spool is None:
+                if self._spool is None and (self._dropping is None or self._dropping.done()):
                     await self._reopen()
                 if self._broker.publishing():
                     was_direct = self._direct
@@ -254,11 +257,12 @@ class SpooledBroker:
         self._spool = spool
         log.warning("spool.reopened", waiting=self._messages)
 
-    async def _close_spool(self) -> None:
+    def _drop_spool(self) -> None:
+        """Take the spool out of use at once, and close it meanwhile: a disk that hangs must not hold up an answer."""
         spool, self._spool = self._spool, None
         self._metrics.open.set(0)
         if spool is not None:
-            await spool.close()
+            self._dropping = asyncio.create_task(spool.close(), name="spool closes")
 
     async def _weigh(self, spool: EmbeddedBroker) -> None:
         """Count what a newly opened spool holds; from then on it is counted as it comes and goes."""

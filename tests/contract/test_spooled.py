@@ -205,3 +205,60 @@ async def test_only_reports_are_spooled(tmp_path: Path) -> None:
         with pytest.raises(BrokerError):
             await spool.publish(EVENTS_EXCHANGE, "conversion.stored", b"{}", event_id="e")
         assert spool._messages == 0
+
+
+async def test_a_disk_that_hangs_holds_up_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spool's time-out ends the publish, though its file cannot even be closed; the next is refused at once."""
+    broker, freed = FakeBroker(), asyncio.Event()
+    broker.there = False
+    close = EmbeddedBroker.close
+
+    async def hang(self: EmbeddedBroker) -> None:
+        await freed.wait()
+        await close(self)
+
+    async def time_out(*_: Any, **__: Any) -> None:
+        raise BrokerError(Reason.PUBLISH_TIMED_OUT, "the disk did not take it")
+
+    async with spooled(tmp_path / "spool", broker) as spool:
+        with monkeypatch.context() as patched:
+            patched.setattr(EmbeddedBroker, "close", hang)
+            patched.setattr(EmbeddedBroker, "publish", time_out)
+            async with asyncio.timeout(5):
+                for number in range(2):
+                    with pytest.raises(BrokerError):
+                        await publish(spool, number)
+            freed.set()
+        await until(spool.publishing)
+        await publish(spool, 2)
+
+
+class LateBroker(FakeBroker):
+    """Connects when it is let, and then fails for good; before that it has nothing to watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = asyncio.Event()
+
+    async def start(self) -> None:
+        """Wait until it is let."""
+        await self.let.wait()
+
+    async def watch(self) -> None:
+        """Fail, once connected."""
+        if self.let.is_set():
+            raise RuntimeError("out of order")
+
+
+async def test_a_broker_that_fails_for_good_ends_the_process(tmp_path: Path) -> None:
+    """What the broker's own tasks raise comes through the spool, also when it was connected to late."""
+    broker = LateBroker()
+    broker.there = False
+    async with spooled(tmp_path / "spool", broker) as spool:
+        watching = asyncio.create_task(spool.watch())
+        await publish(spool, 0)
+        broker.let.set()
+        async with asyncio.timeout(5):
+            with pytest.raises(ExceptionGroup) as failed:
+                await watching
+        assert failed.group_contains(RuntimeError, match="out of order")
