@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Chooses the versions of all dependencies anew: requirements/run.txt for running and building, and requirements/dev.txt,
-# which holds the same versions and what tests need. Valid for every Python from 3.11 on, with hashes, without addresses.
+# Chooses the versions of all dependencies anew: requirements/run.txt for running and building; requirements/quality.txt,
+# the same and what judges how files sound; requirements/dev.txt, all of these and what tests need. Valid for every Python from 3.11 on, with hashes, without addresses.
 # Uses the uv on PATH, or fetches one for the moment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,5 +20,7 @@ compile=(
     --no-emit-index-url
 )
 "${compile[@]}" --upgrade pyproject.toml --group build --output-file requirements/run.txt
-"${compile[@]}" --upgrade pyproject.toml --group build --group dev --constraint requirements/run.txt \
+"${compile[@]}" pyproject.toml --group build --extra quality --constraint requirements/run.txt \
+    --output-file requirements/quality.txt
+"${compile[@]}" --upgrade pyproject.toml --group build --group dev --extra quality --constraint requirements/run.txt \
     --output-file requirements/dev.txt

@@ -17,6 +17,8 @@ class Reason(StrEnum):
 
     # what the vendor said
     VENDOR_FAILED = "vendor_failed"
+    NOT_CONFIRMED = "not_confirmed"
+    LINK_MISSING = "link_missing"
     # the fence (permanent)
     URL_MALFORMED = "url_malformed"
     SCHEME_FORBIDDEN = "scheme_forbidden"

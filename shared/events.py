@@ -29,8 +29,9 @@ EVENTS_EXCHANGE = "wavekeep.events"
 _NAMESPACE = UUID("6d0b7a5e-51f4-5c0c-9a53-2f6f0c1f7b6a")
 """Never to be changed: every id ever told depends on it."""
 
-Trust = Literal["token", "signature", "none", "operator"]
-"""What the word rests on: a proof of the vendor's, nothing, or a person with access to the machine and its storage."""
+Trust = Literal["token", "signature", "stale", "none", "vendor_confirmed", "operator"]
+"""What the word rests on: a proof of the vendor's, a right but old signature, nothing, the vendor's own answer when
+asked, or a person with access to the machine and its storage."""
 
 Origin = Literal["callback", "poll", "manual"]
 
@@ -96,6 +97,24 @@ class ReportFailed(Data, frozen=True, kw_only=True):
         return (str(self.code),)
 
 
+class ReportLinkless(Data, frozen=True, kw_only=True):
+    """The vendor says that it has a file, but not where: it is to be asked. The raw body is kept until it has told."""
+
+    TYPE = "wavekeep.report.linkless.v1"
+    EXCHANGE = INTAKE_EXCHANGE
+
+    vendor: Vendor
+    task_id: str
+    code: int
+    message: str
+    explanation: str
+    body: str
+    received_at: Instant
+    deadline: Instant
+    trust: tuple[Trust, ...]
+    origin: Origin = "callback"
+
+
 class ReportUnrecognised(Data, frozen=True, kw_only=True):
     """Authentic, but of no known shape: the raw body, kept for replay."""
 
@@ -133,7 +152,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the proof of a stored file rests on, so that a reader sees exactly how much it is worth.
 
     Attributes:
-        trust: how the sender of the callback was authenticated; `operator` where a person overruled it.
+        trust: how the sender of the callback was authenticated, and `vendor_confirmed` where the link that was
+            followed is the vendor's own answer; `operator` where a person overruled it.
         transport: how the end of the body was known: its length was told, its chunks were ended, or only the
             connection was closed; `local_file` where a person brought the file.
         structure: the walker found the WAV whole.
@@ -270,6 +290,7 @@ MODELS: Mapping[str, type[Data]] = MappingProxyType(
         for model in (
             ReportSucceeded,
             ReportFailed,
+            ReportLinkless,
             ReportUnrecognised,
             ConversionStored,
             ConversionRejected,

@@ -41,11 +41,16 @@ LADDER: tuple[Step, ...] = (
 AT_RISK_PERCENT: tuple[int, ...] = (50, 80, 95)
 """Shares of the time to the deadline at which a conversion that is not stored is told as at risk."""
 
-SKIPPED_RUNGS: Mapping[Reason, int] = MappingProxyType({Reason.LINK_EXPIRED: 3})
-"""Rungs that a failure for this reason leaves out, so that the first wait is 10 minutes, the second 30.
+SKIPPED_RUNGS: Mapping[Reason, int] = MappingProxyType(
+    {Reason.LINK_EXPIRED: 3, Reason.NOT_CONFIRMED: 1, Reason.LINK_MISSING: 1}
+)
+"""Rungs that a failure for this reason leaves out.
 
-An expired link does not come back to life in seconds as a busy host does: only the vendor can mend it, by another link.
-It is still tried, because the same statuses also stand for a file that is not served everywhere yet.
+The vendor wants to be asked about one task every 30 s at most, so that is the first wait for its word.
+
+For an expired link the first wait is 10 minutes, the second 30: it does not come back to life in seconds as a busy host
+does; only the vendor can mend it, by another link. It is still tried, because the same statuses also stand for a file
+that is not served everywhere yet.
 """
 
 LAST_CALL = timedelta(hours=1)

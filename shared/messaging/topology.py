@@ -171,6 +171,7 @@ def topology(destinations: Sequence[str] = (), *, ladder: Sequence[Step] = LADDE
         bindings=(
             Binding(INTAKE_EXCHANGE, "report.succeeded", DOWNLOADER),
             Binding(INTAKE_EXCHANGE, "report.failed", DOWNLOADER),
+            Binding(INTAKE_EXCHANGE, "report.linkless", DOWNLOADER),
             Binding(INTAKE_EXCHANGE, "report.unrecognised", UNRECOGNISED),
             Binding(INTAKE_EXCHANGE, "report.unrecognised", NOTIFIER),
             Binding(EVENTS_EXCHANGE, "conversion.#", NOTIFIER),

@@ -20,6 +20,7 @@ from shared.events import (
     FileReplaced,
     Format,
     ReportFailed,
+    ReportLinkless,
     ReportSucceeded,
     ReportUnrecognised,
 )
@@ -45,6 +46,17 @@ FAILED = ReportFailed(
     task_id=TASK,
     code=501,
     message="WAV conversion failed",
+    received_at=NOW,
+    deadline=NOW + timedelta(days=14),
+    trust=("token",),
+)
+LINKLESS = ReportLinkless(
+    vendor=Vendor.KIE,
+    task_id=TASK,
+    code=200,
+    message="success",
+    explanation="it tells success without a link to a WAV",
+    body="{}",
     received_at=NOW,
     deadline=NOW + timedelta(days=14),
     trust=("token",),
@@ -115,6 +127,7 @@ REPLACED = FileReplaced(
 PINNED: dict[str, tuple[Data, str]] = {
     "report.succeeded": (SUCCEEDED, "f4835377-61db-5e7e-a845-ff131d51cbc9"),
     "report.failed": (FAILED, "f4fbaa6e-7416-5a04-aa38-95cdcba6a5a1"),
+    "report.linkless": (LINKLESS, "5a4971db-2ff2-5457-98c9-71842e21cdcd"),
     "report.unrecognised": (UNRECOGNISED, "24f8db4b-edb6-568d-b16c-7f9757366951"),
     "conversion.stored": (STORED, "40aad76c-cc29-5bb8-a831-c44b6ba1c5b8"),
     "conversion.rejected": (REJECTED, "7fcedc90-4331-59dc-8560-de9a4f88bc91"),

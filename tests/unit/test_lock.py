@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("run.txt", "dev.txt")
+LOCKS = ("run.txt", "quality.txt", "dev.txt")
 
 PIN = re.compile(r"([a-z0-9][a-z0-9-]*)==([^\s;]+)( ; [^\\]+)? \\")
 HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?")
@@ -40,11 +40,12 @@ def test_every_line_is_a_pin_or_its_hash(name: str) -> None:
     assert pinned is None
 
 
-def test_both_locks_agree() -> None:
-    """What is tested is what runs: everything in run.txt is in dev.txt, in the same version with the same hashes."""
-    run, dev = (pins(name) for name in LOCKS)
+def test_the_locks_agree() -> None:
+    """What is tested is what runs: each lock is in the next one, in the same versions with the same hashes."""
+    run, quality, dev = (pins(name) for name in LOCKS)
     assert run
-    assert {name: dev.get(name) for name in run} == run
+    assert {name: quality.get(name) for name in run} == run
+    assert {name: dev.get(name) for name in quality} == quality
 
 
 def test_everything_that_is_asked_for_is_locked() -> None:

@@ -18,7 +18,7 @@ def waits(reason: Reason | None) -> list[float]:
     return [step.seconds for step in steps if step is not None]
 
 
-@pytest.mark.parametrize("reason", [None, *(reason for reason in Reason if reason is not Reason.LINK_EXPIRED)])
+@pytest.mark.parametrize("reason", [None, *(reason for reason in Reason if reason not in SKIPPED_RUNGS)])
 def test_most_failures_climb_from_the_first_rung(reason: Reason | None) -> None:
     """What may pass in seconds is tried again in seconds; later, less often; the last rung repeats."""
     assert waits(reason) == [*SECONDS, SECONDS[-1]]
@@ -27,7 +27,13 @@ def test_most_failures_climb_from_the_first_rung(reason: Reason | None) -> None:
 def test_an_expired_link_is_retried_more_slowly() -> None:
     """A link that has expired does not recover in seconds: the first wait is ten minutes, and no rung is repeated."""
     assert waits(Reason.LINK_EXPIRED)[:6] == [600, 1_800, 3_600, 10_800, 21_600, 43_200]
-    assert set(SKIPPED_RUNGS) == {Reason.LINK_EXPIRED}
+
+
+@pytest.mark.parametrize("reason", [Reason.NOT_CONFIRMED, Reason.LINK_MISSING])
+def test_what_the_vendor_must_tell_is_asked_from_thirty_seconds_on(reason: Reason) -> None:
+    """The vendor is not asked about one task more often than it wants to be."""
+    assert waits(reason)[:4] == [30, 120, 600, 1_800]
+    assert set(SKIPPED_RUNGS) == {Reason.LINK_EXPIRED, Reason.NOT_CONFIRMED, Reason.LINK_MISSING}
 
 
 def test_the_latest_reason_alone_decides() -> None:

@@ -110,6 +110,7 @@ def test_patterns_are_matched_as_the_broker_does(pattern: str, key: str, *, take
     [
         (INTAKE_EXCHANGE, "report.succeeded", (DOWNLOADER,)),
         (INTAKE_EXCHANGE, "report.failed", (DOWNLOADER,)),
+        (INTAKE_EXCHANGE, "report.linkless", (DOWNLOADER,)),
         (INTAKE_EXCHANGE, "report.unrecognised", (UNRECOGNISED, NOTIFIER)),
         (INTAKE_EXCHANGE, "conversion.stored", ()),
         (EVENTS_EXCHANGE, "conversion.stored", (NOTIFIER,)),
