@@ -52,8 +52,9 @@ def test_everything_that_is_asked_for_is_locked() -> None:
     """A dependency added to pyproject.toml without a new lock is noticed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
-    run, dev = (set(pins(name)) for name in LOCKS)
+    run, quality, dev = (set(pins(name)) for name in LOCKS)
     assert names(project["project"]["dependencies"] + groups["build"]) <= run
+    assert names(project["project"]["optional-dependencies"]["quality"]) <= quality
     assert names(groups["dev"]) <= dev
 
 
