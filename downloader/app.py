@@ -25,6 +25,7 @@ from shared import lifecycle
 from shared.clock import Clock, system_clock
 from shared.messaging.factory import build_broker
 from shared.messaging.port import Broker, Subscription
+from shared.messaging.second_chance import SecondChances
 from shared.messaging.topology import DOWNLOADER
 from shared.metrics import MessagingMetrics
 from shared.settings import load
@@ -83,7 +84,9 @@ class Downloader:
             concurrency=settings.download_concurrency,
             next_step=self._custody.next_step,
             on_give_up=self._custody.give_up,
+            group=self._custody.group,
         )
+        self._second_chances = SecondChances(broker, DOWNLOADER, crash_loops=self._metrics.crash_loops, clock=clock)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Prove that files can be kept, then take reports until told to stop.
@@ -101,6 +104,7 @@ class Downloader:
             await self._storage.start()
             await stack.enter_async_context(self._fetcher)
             await stack.enter_async_context(self._vendor_api)
+            await stack.enter_async_context(self._second_chances.running())
             await self._broker.consume(self._subscription, stop=stop)
 
     def checks(self) -> Mapping[str, bool]:

@@ -36,7 +36,7 @@ from shared.events import (
     ReportFailed,
     ReportSucceeded,
 )
-from shared.links import identity, public, public_text
+from shared.links import host_of, identity, public, public_text
 from shared.messaging.port import Message, Publisher
 from shared.retry import Step, at_risk_marks, choose_step
 
@@ -140,6 +140,14 @@ class Custody:
                     await self._reject(event, report, names, reason, detail)
         except PermanentError:
             return
+
+    def group(self, message: Message) -> str:
+        """Name the host that a report's file is on; its vendor where there is no link, or none that can be read."""
+        try:
+            event, report = _report(message)
+        except PermanentError:
+            return message.queue
+        return (host_of(report.url) if isinstance(report, ReportSucceeded) else "") or event.source
 
     @asynccontextmanager
     async def _alone(self, subject: str) -> AsyncGenerator[None, None]:

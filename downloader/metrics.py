@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from downloader.record import Outcome
 from shared.errors import Reason
+from shared.metrics import crash_loops
 from shared.retry import AT_RISK_PERCENT
 from shared.vendors import Vendor
 
@@ -50,6 +51,7 @@ class DownloaderMetrics:
         self._bytes = Counter(
             "wavekeep_downloader_stored_bytes_total", "Bytes of audio taken into custody.", registry=registry
         )
+        self.crash_loops = crash_loops(registry, "downloader")
         self._in_progress = Gauge("wavekeep_downloader_attempts_in_progress", "Attempts under way.", registry=registry)
         self.stored = Counter(
             "wavekeep_downloader_conversions_stored_total",

@@ -20,6 +20,7 @@ from shared import lifecycle
 from shared.clock import Clock, system_clock
 from shared.messaging.factory import build_broker
 from shared.messaging.port import Broker, Subscription
+from shared.messaging.second_chance import SecondChances
 from shared.messaging.topology import NOTIFIER, destination_queue
 from shared.metrics import MessagingMetrics
 from shared.settings import load
@@ -44,6 +45,7 @@ class Notifier:
         self._broker = broker
         self._channels: list[Channel] = []
         metrics = NotifierMetrics(registry, [destination.name for destination in destinations])
+        self._second_chances = SecondChances(broker, NOTIFIER, crash_loops=metrics.crash_loops, clock=clock)
         splitter = Splitter(destinations, broker, clock=clock)
         self._subscriptions = [
             Subscription(
@@ -81,6 +83,7 @@ class Notifier:
             for channel in self._channels:
                 stack.push_async_callback(channel.close)
                 await channel.start()
+            await stack.enter_async_context(self._second_chances.running())
             async with asyncio.TaskGroup() as group:
                 for subscription in self._subscriptions:
                     group.create_task(self._broker.consume(subscription, stop=stop))

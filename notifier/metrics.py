@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from shared.metrics import crash_loops
+
 OUTCOMES = ("delivered", "retryable", "permanent")
 
 
@@ -33,6 +35,7 @@ class NotifierMetrics:
             ["destination"],
             registry=registry,
         )
+        self.crash_loops = crash_loops(registry, "notifier")
         for destination in destinations:
             self.seconds.labels(destination)
             self.given_up.labels(destination)

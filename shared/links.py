@@ -46,6 +46,14 @@ def public(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def host_of(url: str) -> str:
+    """Return the host of a link, in lower case; empty where it has none. Never raises."""
+    try:
+        return (urlsplit(url).hostname or "")[:253]
+    except ValueError:
+        return ""
+
+
 def public_text(text: str) -> str:
     """Return a sentence of somebody else's with every link in it made public. Never raises."""
     return _PARAMETERS.sub("", _URL.sub(lambda link: public(link[0]), text))

@@ -72,6 +72,12 @@ class MessagingMetrics:
             ["queue"],
             registry=registry,
         )
+        self.braked_groups = Gauge(
+            f"{prefix}_braked_groups",
+            "Hosts or vendors whose messages are put off because too many of them were parked.",
+            ["queue"],
+            registry=registry,
+        )
         for outcome in PUBLISH_OUTCOMES:
             self._publishes.labels(outcome)
         for reason in Reason:
@@ -80,6 +86,7 @@ class MessagingMetrics:
             self._seconds.labels(queue)
             self._settle_failures.labels(queue)
             self.braked.labels(queue)
+            self.braked_groups.labels(queue)
             for outcome in OUTCOMES:
                 self._handled.labels(queue, outcome)
 
@@ -98,6 +105,15 @@ class MessagingMetrics:
         """Count one publish."""
         self._publishes.labels(outcome).inc()
         self._publish_seconds.observe(duration_s)
+
+
+def crash_loops(registry: CollectorRegistry, service: str) -> Gauge:
+    """Return the gauge of what `shared.messaging.second_chance` finds."""
+    return Gauge(
+        f"wavekeep_{service}_crash_loops",
+        "Messages parked by the delivery limit: handling them ended the process again and again.",
+        registry=registry,
+    )
 
 
 class SpoolMetrics:

@@ -95,6 +95,11 @@ class ServiceSettings(BaseSettings):
     grace_time_s: float = Field(
         default=25.0, ge=0, description="Seconds that work in hand may still take after SIGTERM."
     )
+    brake_after: int = Field(
+        default=20,
+        ge=1,
+        description="Messages parked within a minute for causes of ours, or of one host, until the brake engages.",
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`json`, `console`, or `auto`: columns on a terminal, JSON elsewhere."
     )

@@ -1,12 +1,12 @@
-"""The brake: so that a fault on our side does not drain a queue into the bin.
+"""The brake: so that one fault does not drain a queue into the bin.
 
 Responsible for: deciding, from what was parked and what succeeded, whether a consumer may go on, must stop, or may try
-one message. Pure: times are passed in. It must not stop anything itself.
-
-What a vendor or a host does wrong never engages it: such messages wait on the ladder, each for itself.
+one message; and the same for the messages of one host or vendor alone. Pure: times are passed in. It must not stop
+anything itself.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Collection
 
 from shared.errors import Reason
 
@@ -15,26 +15,43 @@ OURS = frozenset(
         Reason.STORAGE_FULL,
         Reason.STORAGE_FAILED,
         Reason.STORED_FILE_DIFFERS,
-        Reason.HOST_FORBIDDEN,
         Reason.MESSAGE_UNKNOWN,
         Reason.UNEXPECTED,
     }
 )
-"""Causes on our side: storage, settings, a version that does not know what another one sends, and faults of ours."""
+"""Causes on our side: storage, a version that does not know what another one sends, and faults of ours."""
+
+THEIRS = frozenset(
+    {
+        Reason.URL_MALFORMED,
+        Reason.SCHEME_FORBIDDEN,
+        Reason.PORT_FORBIDDEN,
+        Reason.HOST_FORBIDDEN,
+        Reason.ADDRESS_FORBIDDEN,
+        Reason.TOO_MANY_REDIRECTS,
+        Reason.TOO_LARGE,
+        Reason.WAV_INVALID,
+        Reason.WAV_UNSUPPORTED,
+    }
+)
+"""Causes that one host has, or a setting that does not suit that host: the others go on."""
 
 WINDOW_S = 60.0
 TRY_EVERY_S = 60.0
+MOST_GROUPS = 1_000
 
 
 class Brake:
-    """The state of one subscription.
+    """The state of one subscription, or of one group of its messages.
 
     Args:
-        most: how many messages may be parked for causes of ours within a minute; one more engages the brake.
+        most: how many messages may be parked for these causes within a minute; one more engages the brake.
+        causes: that count.
     """
 
-    def __init__(self, most: int, *, try_every_s: float = TRY_EVERY_S) -> None:
+    def __init__(self, most: int, *, causes: Collection[Reason] = OURS, try_every_s: float = TRY_EVERY_S) -> None:
         self._most = most
+        self._causes = causes
         self._try_every_s = try_every_s
         self._parked: deque[float] = deque()
         self._next_try: float | None = None
@@ -50,7 +67,7 @@ class Brake:
         Args:
             now_s: of a monotonic clock.
         """
-        if reason not in OURS:
+        if reason not in self._causes:
             return False
         self._parked.append(now_s)
         while self._parked[0] <= now_s - WINDOW_S:
@@ -76,3 +93,44 @@ class Brake:
         """Take note that one message is being tried; the next one waits again."""
         if self.engaged:
             self._next_try = now_s + self._try_every_s
+
+
+class GroupBrakes:
+    """A brake for each host or vendor: beyond the number, what would be parked for causes of theirs is put off.
+
+    Nobody else waits: the consumer goes on, and what is put off climbs the ladder until its time is over. One message a
+    minute is parked nevertheless, so that the list shows what is wrong.
+
+    Args:
+        most: as for one brake.
+        most_groups: that are kept in mind; the one that was quiet longest is forgotten first.
+    """
+
+    def __init__(self, most: int, *, most_groups: int = MOST_GROUPS) -> None:
+        self._most = most
+        self._most_groups = most_groups
+        self._brakes: OrderedDict[str, Brake] = OrderedDict()
+
+    def engaged(self) -> int:
+        """Return how many groups are put off now."""
+        return sum(brake.engaged for brake in self._brakes.values())
+
+    def puts_off(self, group: str, reason: Reason, now_s: float) -> bool:
+        """Tell whether a message is put off instead of being parked; False takes note that it is parked."""
+        if reason not in THEIRS:
+            return False
+        brake = self._brakes.setdefault(group, Brake(self._most, causes=THEIRS))
+        self._brakes.move_to_end(group)
+        if len(self._brakes) > self._most_groups:
+            self._brakes.popitem(last=False)
+        if not brake.engaged:
+            return brake.parked(reason, now_s)
+        if brake.wait_s(now_s):
+            return True
+        brake.trying(now_s)
+        return False
+
+    def succeeded(self, group: str) -> bool:
+        """Take note that a message was settled as it should be; True when this releases its group."""
+        brake = self._brakes.pop(group, None)
+        return brake is not None and brake.succeeded()

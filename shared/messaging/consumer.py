@@ -11,15 +11,12 @@ from time import monotonic
 import structlog
 
 from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
-from shared.messaging.brake import Brake
+from shared.messaging.brake import Brake, GroupBrakes
 from shared.messaging.port import Delivery, Message, Subscription
 from shared.metrics import MessagingMetrics
 from shared.retry import LADDER, Step, put_off
 
 log = structlog.get_logger()
-
-BRAKE_AFTER = 20
-"""Messages that may be parked within a minute for causes of ours."""
 
 _SETTLE_AGAIN_AFTER_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -34,8 +31,8 @@ class Consumer:
         subscription: the handler and what it wants.
         metrics: of the service that subscribes.
         grace_time_s: how long messages in hand may still take once the end was asked for.
+        brake_after: how many messages may be parked within a minute for one cause, until the brake engages.
         ladder: its first step is where a message is handed back to.
-        brake: stops what would drain the queue into the bin.
     """
 
     def __init__(
@@ -44,15 +41,16 @@ class Consumer:
         *,
         metrics: MessagingMetrics,
         grace_time_s: float,
+        brake_after: int,
         ladder: tuple[Step, ...] = LADDER,
-        brake: Brake | None = None,
     ) -> None:
         self._subscription = subscription
         self._metrics = metrics
         self._grace_time_s = grace_time_s
         self._ladder = ladder
         self._in_hand: dict[asyncio.Task[None], Delivery] = {}
-        self.brake = brake or Brake(BRAKE_AFTER)
+        self.brake = Brake(brake_after)
+        self._groups = GroupBrakes(brake_after)
         self.slot_freed = asyncio.Event()
         self.failed = asyncio.Event()
         """Set when settling a message raised what nobody foresaw; `check` then raises it."""
@@ -128,7 +126,7 @@ class Consumer:
             outcome, reason = "lost", error.reason
         duration_s = monotonic() - started
         self._metrics.handled(message.queue, outcome, reason, duration_s)
-        self._heed_brake(outcome, reason)
+        self._heed_brake(message, outcome, reason)
         log.info(
             "message.settled",
             queue=message.queue,
@@ -146,7 +144,9 @@ class Consumer:
         try:
             await self._subscription.handler(message)
         except PermanentError as error:
-            return await self._give_up(delivery, error.reason, error.detail)
+            if not self._puts_off(message, error.reason):
+                return await self._give_up(delivery, error.reason, error.detail)
+            reason, detail = error.reason, error.detail
         except RetryableError as error:
             reason, detail, retry_after_s = error.reason, error.detail, error.retry_after_s
         except Exception as error:
@@ -188,8 +188,22 @@ class Consumer:
         log.error("message.parked", queue=message.queue, event_id=message.event_id, reason=reason, detail=detail)
         return "parked", reason, lambda: delivery.park(reason)
 
-    def _heed_brake(self, outcome: str, reason: Reason | None) -> None:
+    def _puts_off(self, message: Message, reason: Reason) -> bool:
+        """Tell whether what would be parked waits instead, because too much of its host's or vendor's was."""
+        group = self._subscription.group(message)
+        before = self._groups.engaged()
+        put_off = self._groups.puts_off(group, reason, monotonic())
+        if self._groups.engaged() > before:
+            log.error(
+                "group.braked", queue=message.queue, group=group, reason=reason, remedy="docs/operations.md: the brake"
+            )
+        return put_off
+
+    def _heed_brake(self, message: Message, outcome: str, reason: Reason | None) -> None:
         queue = self._subscription.queue
+        if outcome == "acked" and self._groups.succeeded(group := self._subscription.group(message)):
+            log.warning("group.released", queue=queue, group=group)
+        self._metrics.braked_groups.labels(queue).set(self._groups.engaged())
         if outcome == "parked" and reason is not None and self.brake.parked(reason, monotonic()):
             log.error("consumer.braked", queue=queue, reason=reason, remedy="docs/operations.md: the brake")
         elif outcome == "acked" and self.brake.succeeded():

@@ -50,6 +50,7 @@ class EmbeddedBroker:
         owner: hold the exclusive lock and release what a crash left in hand. False for the command line beside it.
         publish_timeout_s: how long the disk may take; the outcome is unknown afterwards.
         grace_time_s: how long messages in hand may take once the end was asked for.
+        brake_after: see `shared.messaging.consumer`.
         ladder: its first step is where a message is handed back to.
     """
 
@@ -62,6 +63,7 @@ class EmbeddedBroker:
         owner: bool = True,
         publish_timeout_s: float = 5.0,
         grace_time_s: float = 25.0,
+        brake_after: int = 20,
         ladder: tuple[Step, ...] = LADDER,
         clock: Clock = system_clock,
         rng: Callable[[], float] = random.random,
@@ -72,6 +74,7 @@ class EmbeddedBroker:
         self._owner = owner
         self._publish_timeout_s = publish_timeout_s
         self._grace_time_s = grace_time_s
+        self._brake_after = brake_after
         self._ladder = ladder
         self._clock = clock
         self._rng = rng
@@ -148,7 +151,13 @@ class EmbeddedBroker:
         """See the port."""
         queue = subscription.queue
         wake = self._wake.setdefault(queue, asyncio.Event())
-        consumer = Consumer(subscription, metrics=self._metrics, grace_time_s=self._grace_time_s, ladder=self._ladder)
+        consumer = Consumer(
+            subscription,
+            metrics=self._metrics,
+            grace_time_s=self._grace_time_s,
+            brake_after=self._brake_after,
+            ladder=self._ladder,
+        )
         stopped = asyncio.ensure_future(stop.wait())
         self._consuming.add(queue)
         try:
@@ -221,11 +230,15 @@ class EmbeddedBroker:
         """Return when the oldest message of a queue came, in Unix seconds; None where none waits."""
         return await self._read(partial(table.oldest, queue=queue))
 
-    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+    async def replay(
+        self, queue: str, ids: Iterable[str], *, progress: Progress = unseen, second_chance: bool = False
+    ) -> int:
         """See the port. Transactions of several messages each: none is ever in both queues, or in none."""
         moved = 0
         for names in _groups(ids):
-            more = await self._run(partial(table.replay, queue=queue, message_ids=names, now=self._now()))
+            more = await self._run(
+                partial(table.replay, queue=queue, message_ids=names, now=self._now(), second_chance=second_chance)
+            )
             moved += more
             progress(more)
         self._wake_all()

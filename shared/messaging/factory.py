@@ -42,6 +42,7 @@ def build_broker(
             owner=not operator,
             publish_timeout_s=settings.publish_timeout_s,
             grace_time_s=settings.grace_time_s,
+            brake_after=settings.brake_after,
         )
     assert settings.broker_url is not None
     return RabbitBroker(

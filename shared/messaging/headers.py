@@ -17,17 +17,18 @@ FIRST_SEEN = "wavekeep-first-seen"
 REASON = "wavekeep-reason"
 QUEUE = "wavekeep-queue"
 PARKED_AT = "wavekeep-parked-at"
+SECOND_CHANCE = "wavekeep-second-chance"
 
 
-def fresh(event_id: str) -> dict[str, str | int]:
-    """Return the headers of a first publish."""
-    return {EVENT_ID: event_id}
+def fresh(event_id: str, *, second_chance: bool = False) -> dict[str, str | int]:
+    """Return the headers of a first publish, or of a message that is sent back as if new."""
+    return {EVENT_ID: event_id, **({SECOND_CHANCE: 1} if second_chance else {})}
 
 
 def retried(message: Message, reason: Reason | None) -> dict[str, str | int]:
     """Return the headers of a message that goes round again: with a reason, one more attempt has failed."""
     headers: dict[str, str | int] = {
-        EVENT_ID: message.event_id,
+        **fresh(message.event_id, second_chance=message.second_chance),
         ATTEMPTS: message.attempts + (1 if reason else 0),
         FIRST_SEEN: message.first_seen.isoformat(),
     }
@@ -52,6 +53,7 @@ def message(headers: Mapping[str, Any], body: bytes, *, queue: str, redelivered:
         first_seen=_moment(headers, FIRST_SEEN) or now,
         last_reason=_reason(headers),
         redelivered=redelivered,
+        second_chance=bool(_number(headers, SECOND_CHANCE)),
     )
 
 
@@ -67,8 +69,9 @@ def kept(headers: Mapping[str, Any], body: bytes, *, message_id: str) -> Kept:
         reason=Reason.DELIVERY_LIMIT if by_limit else _reason(headers),
         attempts=_number(headers, ATTEMPTS),
         first_seen=_moment(headers, FIRST_SEEN),
-        parked_at=parked_at,
+        parked_at=_died_at(death) if by_limit else parked_at,
         body=body,
+        second_chance=bool(_number(headers, SECOND_CHANCE)),
     )
 
 
@@ -76,6 +79,12 @@ def _latest_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     deaths = headers.get("x-death")
     latest = deaths[0] if isinstance(deaths, list) and deaths else {}
     return latest if isinstance(latest, Mapping) else {}
+
+
+def _died_at(death: Mapping[str, Any]) -> datetime | None:
+    """Return when the broker moved a message away; some of its versions do not say."""
+    moment = death.get("time")
+    return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
 def _text(headers: Mapping[str, Any], name: str) -> str:

@@ -33,6 +33,7 @@ class Message:
         first_seen: when it was first handed over and failed, or now; aware.
         last_reason: of the latest failed attempt.
         redelivered: the broker may have handed it over before.
+        second_chance: it was parked by the delivery limit once, and sent back by itself.
     """
 
     body: bytes
@@ -42,6 +43,7 @@ class Message:
     first_seen: datetime
     last_reason: Reason | None = None
     redelivered: bool = False
+    second_chance: bool = False
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +53,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         id: names this one message; not the event's id, which copies share.
         queue: the work queue it was taken from, where replay sends it back to; empty for what never was in one.
         reason: why it was parked; None in the queue of unrecognised callbacks.
-        parked_at: None where the broker parked it by its delivery limit.
+        parked_at: None where the broker parked it by its delivery limit, and does not say when.
+        second_chance: as of a message.
     """
 
     id: str
@@ -62,6 +65,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     first_seen: datetime | None
     parked_at: datetime | None
     body: bytes
+    second_chance: bool = False
 
 
 Handler = Callable[[Message], Awaitable[None]]
@@ -83,6 +87,7 @@ class Subscription:
         concurrency: how many messages are in hand at once at most, which is the prefetch too.
         next_step: the delay after the failure numbered `message.attempts + 1`, for this reason; None to give up.
         on_give_up: called before a message is parked; when it raises, the message is retried instead.
+        group: names the host or vendor that a message depends on: where one parks too much, that one alone is slowed.
     """
 
     queue: str
@@ -90,6 +95,7 @@ class Subscription:
     concurrency: int
     next_step: Callable[[Message, Reason], Step | None]
     on_give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None
+    group: Callable[[Message], str] = lambda message: message.queue
 
 
 class Delivery(Protocol):
@@ -155,10 +161,13 @@ class Broker(Publisher, Protocol):
         message stays, those begun beside it are finished, and the error is raised.
         """
 
-    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+    async def replay(
+        self, queue: str, ids: Iterable[str], *, progress: Progress = unseen, second_chance: bool = False
+    ) -> int:
         """Send parked messages back to the work queues they came from, as if new; return how many.
 
         What came from no work queue stays. The queue is gone through once; `progress` is told how many more were sent.
+        With `second_chance` the messages say from then on that they had one.
         """
 
 

@@ -76,6 +76,7 @@ class RabbitBroker:
         declare: create what is missing; False waits until an administrator did (least rights).
         publish_timeout_s: how long a confirmation may take; the outcome is unknown afterwards.
         start_timeout_s: how long the first connection may take.
+        brake_after: see `shared.messaging.consumer`.
         settle_s: how long after *creating* a quorum queue its messages are not yet safe from a crash of the broker.
         check_every_s: between two looks at the required queues and at our consumers.
     """
@@ -91,6 +92,7 @@ class RabbitBroker:
         publish_timeout_s: float = 5.0,
         start_timeout_s: float = 120.0,
         grace_time_s: float = 25.0,
+        brake_after: int = 20,
         settle_s: float = 10.0,
         check_every_s: float = 5.0,
         refused_for_s: float = 120.0,
@@ -109,6 +111,7 @@ class RabbitBroker:
         self._publish_timeout_s = publish_timeout_s
         self._start_timeout_s = start_timeout_s
         self._grace_time_s = grace_time_s
+        self._brake_after = brake_after
         self._settle_s = settle_s
         self._check_every_s = check_every_s
         self._refused_for_s = refused_for_s
@@ -169,7 +172,13 @@ class RabbitBroker:
 
     async def consume(self, subscription: Subscription, *, stop: StopSignal) -> None:
         """See the port. Raises `BrokerError` after being refused for `refused_for_s` on a connection that works."""
-        consumer = Consumer(subscription, metrics=self._metrics, grace_time_s=self._grace_time_s, ladder=self._ladder)
+        consumer = Consumer(
+            subscription,
+            metrics=self._metrics,
+            grace_time_s=self._grace_time_s,
+            brake_after=self._brake_after,
+            ladder=self._ladder,
+        )
         intake = _Intake()
         line = asyncio.create_task(
             self._keep_line(
@@ -243,7 +252,9 @@ class RabbitBroker:
                     raise error
         return taken
 
-    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+    async def replay(
+        self, queue: str, ids: Iterable[str], *, progress: Progress = unseen, second_chance: bool = False
+    ) -> int:
         """See the port. Publish, then ack: a crash between leaves a copy, never a loss.
 
         What came from no work queue stays.
@@ -251,9 +262,8 @@ class RabbitBroker:
 
         async def send_back(message: Kept) -> None:
             target = message.queue
-            await self._publish(
-                private_exchange(service_of(target)), target, message.body, wire.fresh(message.event_id)
-            )
+            carried = wire.fresh(message.event_id, second_chance=second_chance)
+            await self._publish(private_exchange(service_of(target)), target, message.body, carried)
             progress(1)
 
         return await self._remove(queue, set(ids), send_back, but=lambda kept: not kept.queue)
@@ -312,7 +322,9 @@ class RabbitBroker:
             raise NotRoutableError(Reason.NOT_ROUTABLE, f"{routing_key!r} was returned by the broker") from error
         except DeliveryError as error:
             raise BrokerError(Reason.PUBLISH_REFUSED, "the broker refused the message: is a queue full?") from error
-        except _LINE_ERRORS as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if not _is_of_the_line(error):
+                raise
             raise BrokerError(Reason.BROKER_UNAVAILABLE, f"the connection was lost: {type(error).__name__}") from error
         if not isinstance(answer, Basic.Ack):
             raise BrokerError(Reason.PUBLISH_REFUSED, f"the broker answered {type(answer).__name__}")
@@ -428,32 +440,46 @@ class RabbitBroker:
                 await consumer.slot_freed.wait()
             consumer.accept(delivery)
 
-        tag = await queue.consume(take_in_hand, timeout=_ANSWER_TIMEOUT_S)
-        intake.opened(partial(queue.cancel, tag, timeout=self._publish_timeout_s))
-        self._consuming.add(queue_name)
-        log.info("consumer.started", queue=queue_name, concurrency=subscription.concurrency)
-        try:
-            while not await _happened(broken, within_s=self._check_every_s):
-                if consumer.brake.engaged:
-                    await queue.cancel(tag, timeout=_ANSWER_TIMEOUT_S)
-                    self._consuming.discard(queue_name)
-                    await self._try_one_by_one(queue, consumer, intake, broken)
+        while not (broken.is_set() or intake.ended):
+            tag = await queue.consume(take_in_hand, timeout=_ANSWER_TIMEOUT_S)
+            intake.opened(partial(queue.cancel, tag, timeout=self._publish_timeout_s))
+            self._consuming.add(queue_name)
+            log.info("consumer.started", queue=queue_name, concurrency=subscription.concurrency)
+            try:
+                if not await self._watch_consumer(queue_name, consumer, intake, connection, broken):
                     return
-                watch = await _channel(connection)
-                seen = await watch.declare_queue(queue_name, passive=True, timeout=_ANSWER_TIMEOUT_S)
-                await watch.close()
-                if not seen.declaration_result.consumer_count and not intake.ended:
-                    log.error("consumer.lost", queue=queue_name)
-                    return
-        finally:
-            self._consuming.discard(queue_name)
+            finally:
+                self._consuming.discard(queue_name)
+            await queue.cancel(tag, timeout=_ANSWER_TIMEOUT_S)
+            await self._try_one_by_one(queue, consumer, intake, broken)
+        await broken.wait()
+
+    async def _watch_consumer(
+        self,
+        queue_name: str,
+        consumer: Consumer,
+        intake: "_Intake",
+        connection: AbstractConnection,
+        broken: asyncio.Event,
+    ) -> bool:
+        """Wait while the broker knows our consumer; True when the brake engages, False when the session is over."""
+        while not await _happened(broken, within_s=self._check_every_s):
+            if consumer.brake.engaged:
+                return True
+            watch = await _channel(connection)
+            seen = await watch.declare_queue(queue_name, passive=True, timeout=_ANSWER_TIMEOUT_S)
+            await watch.close()
+            if not seen.declaration_result.consumer_count and not intake.ended:
+                log.error("consumer.lost", queue=queue_name)
+                return False
+        return False
 
     async def _try_one_by_one(
         self, queue: AbstractQueue, consumer: Consumer, intake: "_Intake", broken: asyncio.Event
     ) -> None:
         """While the brake is engaged, take one message whenever it allows; nothing else is held meanwhile."""
         while consumer.brake.engaged and not intake.ended:
-            if await _happened(broken, within_s=_AGAIN_AFTER_S):
+            if await _happened(broken, within_s=_AGAIN_AFTER_S) or not consumer.brake.engaged:
                 return
             if consumer.free and (incoming := await queue.get(fail=False, timeout=_ANSWER_TIMEOUT_S)) is not None:
                 consumer.accept(_RabbitDelivery(self, incoming, queue.name, self._clock()))
@@ -547,7 +573,9 @@ class _RabbitDelivery:
     async def ack(self) -> None:
         try:
             await self._incoming.ack()
-        except (*_LINE_ERRORS, MessageProcessError) as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if not (_is_of_the_line(error) or isinstance(error, MessageProcessError)):
+                raise
             raise _lost() from error
 
     async def retry(self, step: Step, reason: Reason | None) -> None:
@@ -692,6 +720,18 @@ def _closed(connection: AbstractConnection) -> asyncio.Event:
     event = asyncio.Event()
     connection.close_callbacks.add(lambda *_: event.set())
     return event
+
+
+def _is_of_the_line(error: BaseException) -> bool:
+    """Tell whether an error means that a line or a channel is gone.
+
+    What waits on a line that is closed on our side gets a bare Exception of aiormq's, or a cancellation that nobody
+    asked this task for.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(error, _LINE_ERRORS) or type(error) is Exception
 
 
 def _heed_cancellation() -> None:

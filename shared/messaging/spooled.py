@@ -160,9 +160,11 @@ class SpooledBroker:
         """See the port."""
         return await self._broker.take(queue, ids, action)
 
-    async def replay(self, queue: str, ids: Iterable[str], *, progress: Progress = unseen) -> int:
+    async def replay(
+        self, queue: str, ids: Iterable[str], *, progress: Progress = unseen, second_chance: bool = False
+    ) -> int:
         """See the port."""
-        return await self._broker.replay(queue, ids, progress=progress)
+        return await self._broker.replay(queue, ids, progress=progress, second_chance=second_chance)
 
     async def _keep(self, exchange: str, routing_key: str, body: bytes, event_id: str) -> None:
         spool = self._spool

@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS message (
     came_from TEXT NOT NULL DEFAULT '',
     parked_at REAL,
     event_id TEXT NOT NULL,
-    body BLOB NOT NULL
+    body BLOB NOT NULL,
+    second_chance INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS message_by_turn ON message (queue, leased, available_at, id);
 """
@@ -38,7 +39,7 @@ CREATE INDEX IF NOT EXISTS message_by_turn ON message (queue, leased, available_
 
 _INSERT = "INSERT INTO message (queue, available_at, event_id, body) VALUES (?, ?, ?, ?)"
 _READY = """
-SELECT id, event_id, attempts, first_seen, reason, deliveries, body FROM message
+SELECT id, event_id, attempts, first_seen, reason, deliveries, body, second_chance FROM message
 WHERE queue = ? AND leased = 0 AND available_at <= ? ORDER BY available_at, id LIMIT ?
 """
 _NEXT_TURN = "SELECT min(available_at) FROM message WHERE queue = ? AND leased = 0"
@@ -54,22 +55,24 @@ WHERE id = ?
 """
 _REPLAY = """
 UPDATE message SET queue = came_from, came_from = '', reason = NULL, parked_at = NULL, attempts = 0,
-    deliveries = 0, first_seen = NULL, available_at = ?, leased = 0
+    deliveries = 0, first_seen = NULL, available_at = ?, leased = 0, second_chance = ?
 WHERE queue = ? AND id = ? AND came_from != ''
 """
 _PAGE = """
-SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
+SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, second_chance, available_at FROM message
 WHERE queue = ? AND leased = 0 AND (available_at, id) > (?, ?) ORDER BY available_at, id LIMIT ?
 """
 _WEIGH = "SELECT count(*), sum(length(body)) FROM message WHERE queue = ?"
 _NAMED = """
-SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, available_at FROM message
+SELECT id, event_id, came_from, reason, attempts, first_seen, parked_at, body, second_chance, available_at FROM message
 WHERE queue = ? AND id = ?
 """
 
 
 def declare(db: sqlite3.Connection, queues: Sequence[str]) -> None:
-    """Create the queues that are missing. A queue is never removed here, whatever the topology says."""
+    """Create the queues that are missing, and what an earlier version's file lacks. No queue is ever removed here."""
+    if "second_chance" not in {row[1] for row in db.execute("PRAGMA table_info(message)")}:
+        db.execute("ALTER TABLE message ADD COLUMN second_chance INTEGER NOT NULL DEFAULT 0")
     db.executemany("INSERT OR IGNORE INTO queue (name) VALUES (?)", [(queue,) for queue in queues])
 
 
@@ -138,9 +141,11 @@ def park(
     db.execute(_PARK, (target, str(reason), first_seen, now, now, message_id))
 
 
-def replay(db: sqlite3.Connection, queue: str, message_ids: Sequence[str], now: float) -> int:
+def replay(
+    db: sqlite3.Connection, queue: str, message_ids: Sequence[str], now: float, *, second_chance: bool = False
+) -> int:
     """Send parked messages back to where they came from, as if new; return how many there were."""
-    return sum(db.execute(_REPLAY, (now, queue, message_id)).rowcount for message_id in message_ids)
+    return sum(db.execute(_REPLAY, (now, second_chance, queue, message_id)).rowcount for message_id in message_ids)
 
 
 def page(
@@ -176,7 +181,7 @@ def depths(db: sqlite3.Connection) -> dict[str, int]:
 
 
 def _message(queue: str, row: Sequence[Any], now: float) -> Message:
-    _, event_id, attempts, first_seen, reason, deliveries, body = row
+    _, event_id, attempts, first_seen, reason, deliveries, body, second_chance = row
     return Message(
         body=body,
         event_id=event_id,
@@ -185,11 +190,12 @@ def _message(queue: str, row: Sequence[Any], now: float) -> Message:
         first_seen=datetime.fromtimestamp(now if first_seen is None else first_seen, UTC),
         last_reason=Reason(reason) if reason else None,
         redelivered=deliveries > 0,
+        second_chance=bool(second_chance),
     )
 
 
 def _kept(row: Sequence[Any]) -> Kept:
-    message_id, event_id, came_from, reason, attempts, first_seen, parked_at, body, _ = row
+    message_id, event_id, came_from, reason, attempts, first_seen, parked_at, body, second_chance, _ = row
     return Kept(
         id=str(message_id),
         event_id=event_id,
@@ -199,4 +205,5 @@ def _kept(row: Sequence[Any]) -> Kept:
         first_seen=None if first_seen is None else datetime.fromtimestamp(first_seen, UTC),
         parked_at=None if parked_at is None else datetime.fromtimestamp(parked_at, UTC),
         body=body,
+        second_chance=bool(second_chance),
     )

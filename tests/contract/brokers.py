@@ -82,7 +82,8 @@ class EmbeddedDriver(_Named):
 
     def broker(self, **options: Any) -> EmbeddedBroker:
         """See the protocol."""
-        return EmbeddedBroker(self._path, self.topology, metrics=metrics(), **({"ladder": LADDER} | options))
+        given: dict[str, Any] = {"ladder": LADDER, "metrics": metrics()} | options
+        return EmbeddedBroker(self._path, self.topology, **given)
 
     async def delete_queue(self, name: str) -> None:
         """See the protocol."""
@@ -105,8 +106,14 @@ class RabbitDriver(_Named):
 
     def broker(self, **options: Any) -> RabbitBroker:
         """See the protocol."""
-        given = {"settle_s": 0.0, "check_every_s": CHECK_EVERY_S, "start_timeout_s": 60.0, "ladder": LADDER, **options}
-        return RabbitBroker(self.url, self.topology, metrics=metrics(), name="test", **given)
+        given: dict[str, Any] = {
+            "settle_s": 0.0,
+            "check_every_s": CHECK_EVERY_S,
+            "start_timeout_s": 60.0,
+            "ladder": LADDER,
+            "metrics": metrics(),
+        } | options
+        return RabbitBroker(self.url, self.topology, name="test", **given)
 
     async def delete_queue(self, name: str) -> None:
         """See the protocol."""
@@ -191,6 +198,27 @@ async def consuming(broker: Broker, subscription: Subscription) -> AsyncIterator
     finally:
         stop.set()
         await task
+
+
+async def crash(driver: Driver, queue: str, parked: str) -> int:
+    """Have one message end its process, again and again until the delivery limit parks it; return how often it did."""
+    crashes = 0
+    while True:
+        assert crashes <= driver.crash_limit + 1
+        async with started(driver.broker()) as broker:
+            handler = Recorder()
+            handler.gate.clear()
+            task = asyncio.create_task(broker.consume(subscription(queue, handler), stop=asyncio.Event()))
+            try:
+                found: list[Any] = []
+                while not handler.in_hand and not found:
+                    found = await listed(broker, parked)
+            finally:
+                task.cancel()  # the way out after a crash: nothing is settled
+                await asyncio.wait({task})
+        if found:
+            return crashes
+        crashes += 1
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,6 @@
 Responsible for: the port's `kept`, `take` and `replay`, and the parking of what keeps killing its process.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +10,7 @@ import pytest
 
 from shared.errors import PermanentError, Reason
 from shared.messaging.port import Broker, Kept
-from tests.contract.brokers import Driver, Recorder, consuming, listed, started, subscription, until, until_kept
+from tests.contract.brokers import Driver, Recorder, consuming, crash, listed, started, subscription, until, until_kept
 
 BODIES = {b"one", b"two", b"three"}
 
@@ -89,25 +88,10 @@ async def test_a_message_that_kills_its_process_again_and_again_is_parked(driver
     work, parked = driver.name("downloader"), driver.name("downloader.parked")
     async with started(driver.broker()) as broker:
         await broker.publish(driver.name("intake"), "report.succeeded", b"poison", event_id="x")
-    crashes = 0
-    while True:
-        assert crashes <= driver.crash_limit + 1
-        async with started(driver.broker()) as broker:
-            handler = Recorder()
-            handler.gate.clear()
-            task = asyncio.create_task(broker.consume(subscription(work, handler), stop=asyncio.Event()))
-            try:
-                found: list[Kept] = []
-                while not handler.in_hand and not found:
-                    found = await listed(broker, parked)
-            finally:
-                task.cancel()  # the way out after a crash: nothing is settled
-                await asyncio.wait({task})
-        if found:
-            break
-        crashes += 1
+    crashes = await crash(driver, work, parked)
     assert crashes >= driver.crash_limit
-    (kept,) = found
+    async with started(driver.broker()) as broker:
+        (kept,) = await listed(broker, parked)
     assert (kept.body, kept.event_id, kept.reason, kept.queue) == (b"poison", "x", Reason.DELIVERY_LIMIT, work)
     async with started(driver.broker()) as broker, consuming(broker, subscription(work, healed := Recorder())):
         assert await broker.replay(parked, [kept.id]) == 1

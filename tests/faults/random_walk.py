@@ -29,6 +29,9 @@ from tests.faults.house import House
 _SERVICES = ("ingress", "downloader", "notifier")
 _READY_WITHIN_S = 120.0
 _DRAIN_S = 600.0
+_WATCHED = 0.5
+"""Of a broker's restarts, the share after which nothing more is broken until every service is ready."""
+_RECOVERS_WITHIN_S = 30.0
 _LOAD = {"rate_per_s": 3.0, "size_bytes": 400_000, "copies": 2, "distinct_files": 8}
 
 
@@ -43,6 +46,7 @@ class Walk:
     Attributes:
         injected: how often each fault was.
         statuses: with which services left after a SIGTERM.
+        recoveries_s: seconds from the broker's return until every service was ready, where nothing else was broken.
     """
 
     def __init__(self, home: House, node: RabbitNode, rng: random.Random) -> None:
@@ -51,6 +55,7 @@ class Walk:
         self._rng = rng
         self.injected: Counter[str] = Counter()
         self.statuses: Counter[int | None] = Counter()
+        self.recoveries_s: list[float] = []
         self._faults: dict[str, Callable[[], None]] = {
             "kill of a service": self._kill,
             "kill of all services": self._kill_all,
@@ -107,6 +112,10 @@ class Walk:
         self._node.kill()
         self._last(0.0, 8.0)
         self._node.start()
+        if self._rng.random() < _WATCHED:
+            back = time.monotonic()
+            self.lift()
+            self.recoveries_s.append(time.monotonic() - back)
 
     def _freeze_broker(self) -> None:
         self._node.freeze()
@@ -134,11 +143,11 @@ class Walk:
         time.sleep(self._rng.uniform(least_s, most_s))
 
 
-def walk(folder: Path, rng: random.Random, *, minutes: float) -> tuple[Counter[str], Verdict]:
+def walk(folder: Path, rng: random.Random, *, minutes: float) -> tuple[Walk, Verdict]:
     """Go one walk of so many minutes, lift everything, drain, and judge.
 
     Returns:
-        How often each fault was injected, and the verdict.
+        The walk as it was gone, and the verdict.
     """
     with ExitStack() as stack:
         node = stack.enter_context(private_node(settings={"quorum_tick_interval": 1_000}))
@@ -154,7 +163,12 @@ def walk(folder: Path, rng: random.Random, *, minutes: float) -> tuple[Counter[s
         wait_for(lambda: not home.simulator.pending()["conversions_to_make"], "the load is over")
         verdict = judge(home, within_s=_DRAIN_S, since=lifted)
         left = [f"left with {status} after SIGTERM" for status in going.statuses if status != 0]
-        return going.injected, replace(verdict, problems=(*verdict.problems, *left))
+        late = [
+            f"ready {took_s:.1f} s after a broker's restart"
+            for took_s in going.recoveries_s
+            if took_s > _RECOVERS_WITHIN_S
+        ]
+        return going, replace(verdict, problems=(*verdict.problems, *left, *late))
 
 
 @click.command()
@@ -165,10 +179,15 @@ def main(seed: int | None, minutes: float) -> None:
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     click.echo(f"seed {seed}, {minutes:g} minutes")
     folder = Path(tempfile.mkdtemp(prefix="wavekeep-faults-"))
-    injected, verdict = walk(folder / "house", random.Random(seed), minutes=minutes)
-    for name, times in sorted(injected.items()):
+    gone, verdict = walk(folder / "house", random.Random(seed), minutes=minutes)
+    for name, times in sorted(gone.injected.items()):
         click.echo(f"{times:5} {name}")
-    report.record("*", f"random walk, seed {seed}", injected.total(), verdict)
+    if gone.recoveries_s:
+        click.echo(
+            f"all services ready after {len(gone.recoveries_s)} restarts of the broker within"
+            f" {max(gone.recoveries_s):.1f} s"
+        )
+    report.record("*", f"random walk, seed {seed}", gone.injected.total(), verdict)
     click.echo(report.table(report.rows()))
     for problem in verdict.problems[:50]:
         click.echo(problem, err=True)

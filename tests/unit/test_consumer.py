@@ -59,6 +59,7 @@ class House:
         step: Step | Exception | None = LADDER[0],
         give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None,
         grace_time_s: float = 5.0,
+        brake_after: int = 20,
     ) -> None:
         self._answer = answer
         self._step = step
@@ -69,6 +70,7 @@ class House:
             Subscription(queue=QUEUE, handler=self._handle, concurrency=2, next_step=self._next, on_give_up=give_up),
             metrics=MessagingMetrics(self.registry, "test", [QUEUE]),
             grace_time_s=grace_time_s,
+            brake_after=brake_after,
             ladder=LADDER,
         )
 
