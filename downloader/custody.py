@@ -1,11 +1,9 @@
 """Custody: what becomes of a report.
 
-Responsible for: the one way from a report to an end state. It fetches, has the file proven, stores it, and alone
-announces stored, rejected, conflicting and at risk. It must not know HTTP, files or brokers: those are behind ports.
+Responsible for: the one way from a report to an end state. It fetches, has the file proven, stores it, and alone has
+stored, rejected, conflicting and at risk announced. It must not know HTTP, files or brokers: those are behind ports.
 
-Whoever creates a task's manifest is its single writer; everybody else announces what that manifest says. Each
-announcement is followed by a marker, so that a redelivery after a crash tells again under the same id, and later
-repetitions end silently.
+Whoever creates a task's manifest is its single writer; everybody else announces what that manifest says.
 """
 
 import asyncio
@@ -17,7 +15,10 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from downloader.fetch import Fetched, Sink
+from downloader.announcements import Announcements
+from downloader.confirmation import Report
+from downloader.fetch import Sink
+from downloader.links import Followed, Lead, Refusal, Unanswerable
 from downloader.manifest import Manifest, Rejection, read_manifest, read_rejection, write
 from downloader.metrics import DownloaderMetrics
 from downloader.names import Names, names_of
@@ -26,23 +27,12 @@ from downloader.storage import Storage
 from shared import events
 from shared.clock import Clock
 from shared.errors import PermanentError, Reason, RetryableError
-from shared.events import (
-    ConversionAtRisk,
-    ConversionConflicting,
-    ConversionRejected,
-    Data,
-    Event,
-    Evidence,
-    ReportFailed,
-    ReportSucceeded,
-)
-from shared.links import host_of, identity, public, public_text
+from shared.events import Event, Evidence, ReportFailed, ReportLinkless, ReportSucceeded
+from shared.links import host_of, identity, public
 from shared.messaging.port import Message, Publisher
 from shared.retry import Step, at_risk_marks, choose_step
 
 log = structlog.get_logger()
-
-Report = ReportSucceeded | ReportFailed
 
 FOR_EVER = timedelta(days=365)
 
@@ -61,8 +51,11 @@ _NOT_THE_FILE = frozenset(
 class Source(Protocol):
     """Where files come from."""
 
-    async def fetch(self, report: ReportSucceeded, sink: Sink) -> tuple[str, Fetched]:
-        """Stream a report's file into the sink; return the link it came by, which may be fresher than the report's.
+    async def find(self, report: Report, *, now: datetime) -> Lead | Refusal | Unanswerable:
+        """Return what follows from a report of a task that nothing is stored of; raises retryable errors."""
+
+    async def fetch(self, lead: Lead, sink: Sink) -> Followed:
+        """Stream a file into the sink; return the link it came by, which may be fresher than the lead's.
 
         Raises retryable or permanent errors.
         """
@@ -72,7 +65,7 @@ class Custody:
     """Handles reports. Idempotent: a report handled twice changes nothing the second time.
 
     Args:
-        source: follows links, past the fence.
+        source: finds links, and follows them past the fence.
         staging: proves attempts.
         storage: keeps what is whole.
         publisher: announces; confirms before it returns.
@@ -91,7 +84,7 @@ class Custody:
         self._source = source
         self._staging = staging
         self._storage = storage
-        self._publisher = publisher
+        self._announcements = Announcements(storage=storage, publisher=publisher, metrics=metrics, clock=clock)
         self._metrics = metrics
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -107,10 +100,10 @@ class Custody:
         names = names_of(report.vendor, report.task_id)
         structlog.contextvars.bind_contextvars(subject=event.subject, traceparent=event.traceparent)
         async with self._alone(event.subject):
-            if isinstance(report, ReportFailed):
-                await self._vendor_failed(event, report, names)
-            else:
-                await self._vendor_succeeded(event, report, names, message)
+            manifest = await self._manifest(names) or await self._bring_in(event, report, names, message)
+            if manifest is not None:
+                await self._announcements.stored(event, manifest, names)
+                await self._announcements.conflicting(event, manifest, names, report)
 
     def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure for this reason; None past the deadline.
@@ -167,33 +160,27 @@ class Custody:
         finally:
             lock.release()
 
-    async def _vendor_succeeded(self, event: Event, report: ReportSucceeded, names: Names, message: Message) -> None:
-        manifest = await self._manifest(names)
-        if manifest is None:
-            try:
-                manifest = await self._fetch_and_store(event, report, names)
-            except RetryableError as error:
-                await self._warn_at_risk(event, report, names, message, error.reason)
-                raise
-        claimed = events.digest(identity(report.url))
-        await self._announce_stored(event, manifest, names)
-        if not manifest.knows(claimed):
-            await self._announce_conflict(event, manifest, names, report, claimed)
-
-    async def _vendor_failed(self, event: Event, report: ReportFailed, names: Names) -> None:
-        manifest = await self._manifest(names)
-        if manifest is None:
-            await self._reject(event, report, names, Reason.VENDOR_FAILED, public_text(report.message))
+    async def _bring_in(self, event: Event, report: Report, names: Names, message: Message) -> Manifest | None:
+        """Do what follows from a report of a task that nothing is stored of; return the manifest that is there now."""
+        try:
+            found = await self._source.find(report, now=self._clock())
+            if isinstance(found, Lead):
+                return await self._fetch_and_store(event, found, names)
+        except RetryableError as error:
+            await self._announcements.at_risk(event, report, names, error.reason, attempts=message.attempts + 1)
+            raise
+        if isinstance(found, Refusal):
+            await self._reject(event, report, names, Reason.VENDOR_FAILED, found.detail, code=found.code)
         else:
-            await self._announce_stored(event, manifest, names)
-            await self._announce_conflict(event, manifest, names, report, f"code-{report.code}")
+            await self._announcements.unrecognised(event, found.report)
+        return None
 
-    async def _fetch_and_store(self, event: Event, report: ReportSucceeded, names: Names) -> Manifest:
+    async def _fetch_and_store(self, event: Event, lead: Lead, names: Names) -> Manifest:
         """Fetch, prove, store, commit; return the manifest that won, ours or another writer's."""
         with self._metrics.attempt() as outcome:
-            async with self._staging.attempt() as attempt:
-                link, fetched = await self._source.fetch(report, attempt)
-                manifest = await self._prove(event, report, names, attempt, link, fetched)
+            async with self._staging.attempt(event.subject) as attempt:
+                followed = await self._source.fetch(lead, attempt)
+                manifest = await self._prove(event, lead, names, attempt, followed)
                 await self._storage.keep(attempt.path, manifest.audio)
             await self._read_again(manifest)
             if await self._storage.create(names.manifest, write(manifest)):
@@ -210,11 +197,11 @@ class Custody:
             outcome.lost_race()
             return winner
 
-    async def _prove(
-        self, event: Event, report: ReportSucceeded, names: Names, attempt: Attempt, link: str, fetched: Fetched
-    ) -> Manifest:
-        proven_by_transport = fetched.transport != "close_delimited"
-        judgement, digest = await self._staging.prove(attempt, body_proven_complete=proven_by_transport)
+    async def _prove(self, event: Event, lead: Lead, names: Names, attempt: Attempt, followed: Followed) -> Manifest:
+        report, transport = lead.report, followed.fetched.transport
+        proven_by_transport = transport != "close_delimited"
+        proof = await self._staging.prove(attempt, body_proven_complete=proven_by_transport)
+        judgement, digest = proof.judgement, proof.sha256
         audio = names.audio(digest)
         return Manifest(
             vendor=report.vendor,
@@ -224,11 +211,16 @@ class Custody:
             size_bytes=attempt.size_bytes,
             sha256=digest,
             format=judgement.format,
-            evidence=Evidence(trust=report.trust, transport=fetched.transport),
+            evidence=Evidence(
+                trust=followed.trust,
+                transport=transport,
+                digest="server" if proof.matched else "own",
+                matched=proof.matched,
+            ),
             warnings=tuple(str(warning) for warning in judgement.warnings),
-            link=public(link),
-            link_identity=events.digest(identity(report.url)),
-            fetched_identity=None if link == report.url else events.digest(identity(link)),
+            link=public(followed.url),
+            link_identity=events.digest(identity(lead.claimed)),
+            fetched_identity=None if followed.url == lead.claimed else events.digest(identity(followed.url)),
             received_at=report.received_at,
             deadline=report.deadline,
             stored_at=self._clock().astimezone(UTC),
@@ -252,99 +244,27 @@ class Custody:
         content = await self._storage.read(names.rejected)
         return None if content is None else read_rejection(content)
 
-    async def _announce_stored(self, event: Event, manifest: Manifest, names: Names) -> None:
-        if await self._storage.exists(names.announced):
-            return
-        # its writer may have failed between creating and syncing it: make it durable before it is told
-        await self._storage.create(names.manifest, write(manifest))
-        if await self._announce(event, manifest.announcement(), manifest.stored_at, names.announced):
-            self._metrics.stored.labels(str(manifest.vendor)).inc()
-
-    async def _reject(self, event: Event, report: Report, names: Names, reason: Reason, detail: str) -> None:
+    async def _reject(
+        self, event: Event, report: Report, names: Names, reason: Reason, detail: str, *, code: int | None = None
+    ) -> None:
         rejection = Rejection(
             vendor=report.vendor,
             task_id=report.task_id,
             reason=reason,
             detail=detail,
-            code=report.code if isinstance(report, ReportFailed) else None,
+            code=code,
             rejected_at=self._clock().astimezone(UTC),
         )
         if not await self._storage.create(names.rejected, write(rejection)):
             earlier = await self._rejection(names)
             if earlier is not None and earlier.reason == reason:
                 rejection = earlier  # the same fact is told again in the same words
-        if await self._manifest(names) is not None:
-            return  # stored meanwhile by another process: that is final
-        told = await self._announce(
-            event,
-            ConversionRejected(
-                vendor=rejection.vendor,
-                task_id=rejection.task_id,
-                reason=rejection.reason,
-                detail=rejection.detail,
-                code=rejection.code,
-                rejected_at=rejection.rejected_at,
-            ),
-            rejection.rejected_at,
-            names.rejection_announced(reason),
-        )
-        if told:
-            self._metrics.rejected.labels(str(reason)).inc()
-
-    async def _announce_conflict(
-        self, event: Event, manifest: Manifest, names: Names, report: Report, claimed: str
-    ) -> None:
-        failed = isinstance(report, ReportFailed)
-        conflict = ConversionConflicting(
-            vendor=report.vendor,
-            task_id=report.task_id,
-            claim="failed" if failed else "succeeded",
-            kept_link=manifest.link,
-            claimed_link=None if isinstance(report, ReportFailed) else public(report.url),
-            claimed_code=report.code if failed else None,
-            kept_identity=manifest.kept_identity,
-            claimed_identity=claimed,
-            received_at=report.received_at,
-        )
-        if await self._announce(event, conflict, report.received_at, names.conflict_announced(claimed)):
-            self._metrics.conflicts.labels(conflict.claim).inc()
-
-    async def _warn_at_risk(
-        self, event: Event, report: ReportSucceeded, names: Names, message: Message, reason: Reason
-    ) -> None:
-        now = self._clock()
-        for percent, moment in at_risk_marks(report.received_at, report.deadline):
-            if moment <= now:
-                warning = ConversionAtRisk(
-                    vendor=report.vendor,
-                    task_id=report.task_id,
-                    threshold_percent=percent,
-                    deadline=report.deadline,
-                    last_reason=reason,
-                    attempts=message.attempts + 1,
-                )
-                try:
-                    told = await self._announce(event, warning, now, names.risk_announced(percent))
-                except (
-                    RetryableError
-                ) as error:  # the attempt's own reason decides about the next one, which tells again
-                    log.warning("risk.untold", percent=percent, reason=error.reason)
-                else:
-                    self._metrics.at_risk.labels(str(percent)).inc(told)
-
-    async def _announce(self, cause: Event, data: Data, time: datetime, marker: str) -> bool:
-        """Publish, then mark; False where the marker tells that it was confirmed before."""
-        if await self._storage.exists(marker):
-            return False
-        event = events.make(data, time=time, traceparent=cause.traceparent)
-        await self._publisher.publish(data.EXCHANGE, event.routing_key, events.encode(event), event_id=event.id)
-        await self._storage.create(marker, f"{event.id}\n".encode())
-        log.info("event.announced", type=event.type, event_id=event.id)
-        return True
+        if await self._manifest(names) is None:  # else stored meanwhile by another process: that is final
+            await self._announcements.rejected(event, rejection, names)
 
 
 def _report(message: Message) -> tuple[Event, Report]:
     event = events.decode(message.body)
-    if isinstance(event.data, ReportSucceeded | ReportFailed):
+    if isinstance(event.data, ReportSucceeded | ReportFailed | ReportLinkless):
         return event, event.data
     raise PermanentError(Reason.MESSAGE_UNKNOWN, f"{event.type} is no report of an end")

@@ -39,10 +39,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         revision: 1 as stored; one more each time a person replaced the file.
         replacement: from the second revision on.
         audio: key of the audio in the same storage.
-        link: where it came from, without query: the report's link, or the fresh one that was followed in its place.
+        link: where it came from, without query: the report's link, or the vendor's own that was followed in its place.
         link_identity: digest of the report's link without its signature, to tell a repetition from a contradiction.
-            It stays that of the report whichever link was followed, because the report is what the vendor repeats.
-        fetched_identity: digest of the fresh link where one was followed; null where the report's own was.
+            It stays that of the report whichever link was followed, because the report is what the vendor repeats;
+            where the report told none, it is that of the first link the vendor gave.
+        fetched_identity: digest of the link that was followed in place of that one; null where that one was.
         event_id: of the `conversion.stored`, or `file.replaced`, that tells it.
         quality: findings of a quality run; null where none was configured.
     """

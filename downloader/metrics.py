@@ -17,6 +17,7 @@ from shared.vendors import Vendor
 
 ATTEMPT_OUTCOMES = ("stored", "lost_race", "failed")
 CLAIMS = ("succeeded", "failed")
+CONFIRMATIONS = ("confirmed", "differs", "unconfirmed_fetched", "waited")
 
 
 class AttemptOutcome:
@@ -79,8 +80,14 @@ class DownloaderMetrics:
         )
         self.questions = Counter(
             "wavekeep_downloader_vendor_questions_total",
-            "Questions after a fresh link, by what came of them.",
+            "Questions put to a vendor about a task, by what came of them.",
             ["vendor", "outcome"],
+            registry=registry,
+        )
+        self.confirmations = Counter(
+            "wavekeep_downloader_confirmations_total",
+            "How asking before fetching ended.",
+            ["outcome"],
             registry=registry,
         )
         self.swept = Counter(
@@ -98,6 +105,8 @@ class DownloaderMetrics:
             self.at_risk.labels(str(percent))
         for outcome in ATTEMPT_OUTCOMES:
             self._attempts.labels(outcome)
+        for outcome in CONFIRMATIONS:
+            self.confirmations.labels(outcome)
 
     @contextmanager
     def attempt(self) -> Generator[AttemptOutcome, None, None]:

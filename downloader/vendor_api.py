@@ -8,8 +8,9 @@ The key goes to the configured base and nowhere else: no redirect is followed, n
 No word of a vendor's is logged, because it may quote the key.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -30,6 +31,9 @@ ANSWER_WITHIN_S: Final = 10.0
 MAX_ANSWER_BYTES: Final = 64 * 1024
 ASK_AGAIN_AFTER_S: Final = 30.0
 """The vendors want to be asked about one task no more often than this; until then the latest answer holds."""
+WORTH_WAITING_S: Final = 8.0
+"""An answer without a link that holds no longer than this is waited out: who comes back by the ladder's rung of 30 s,
+less its jitter, wants a new one."""
 
 _RECORD_INFO: Final = "/api/v1/wav/record-info"
 _JOB_RECORD: Final = "/api/v1/jobs/recordInfo"
@@ -67,6 +71,7 @@ class VendorApi:
         metrics: counts the questions.
         monotonic: returns seconds of a clock that never steps.
         answer_within_s: for one request, from the name to the end of the body.
+        sleep: waits so many seconds.
     """
 
     def __init__(
@@ -76,11 +81,13 @@ class VendorApi:
         metrics: DownloaderMetrics,
         monotonic: Callable[[], float] = time.monotonic,
         answer_within_s: float = ANSWER_WITHIN_S,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._accounts = accounts
         self._metrics = metrics
         self._monotonic = monotonic
         self._answer_within_s = answer_within_s
+        self._sleep = sleep
         self._budgets = {vendor: Budget(account.per_10_s, monotonic=monotonic) for vendor, account in accounts.items()}
         self._latest: dict[tuple[Vendor, str], tuple[float, Answer]] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -109,13 +116,15 @@ class VendorApi:
             await self._session.close()
 
     async def ask(self, vendor: Vendor, task_id: str) -> Answer | None:
-        """Ask about a task; None where no key is configured. Takes twenty seconds at most. Safe to cancel."""
+        """Ask about a task; None where no key is configured. Takes half a minute at most. Safe to cancel."""
         account = self._accounts.get(vendor)
         if account is None:
             return None
-        latest = self._remembered(vendor, task_id)
+        latest, holds_s = self._remembered(vendor, task_id)
         if latest is not None:
-            return latest
+            if latest.outcome is Outcome.READY or holds_s > WORTH_WAITING_S:
+                return latest
+            await self._sleep(holds_s)
         for path in _FORMS[vendor]:
             answer = await self._request(vendor, account, path, task_id)
             if answer.outcome is not Outcome.UNKNOWN:
@@ -127,12 +136,12 @@ class VendorApi:
         tell("vendor.asked", vendor=vendor, outcome=answer.outcome, code=answer.code)
         return answer
 
-    def _remembered(self, vendor: Vendor, task_id: str) -> Answer | None:
-        """Return the latest answer about a task where it still holds; forget all that no longer do."""
+    def _remembered(self, vendor: Vendor, task_id: str) -> tuple[Answer | None, float]:
+        """Return the latest answer about a task and how long it still holds; forget all that no longer do."""
         now = self._monotonic()
         self._latest = {task: told for task, told in self._latest.items() if now - told[0] < ASK_AGAIN_AFTER_S}
-        _, answer = self._latest.get((vendor, task_id), (now, None))
-        return answer
+        asked_at, answer = self._latest.get((vendor, task_id), (now, None))
+        return answer, asked_at + ASK_AGAIN_AFTER_S - now
 
     async def _request(self, vendor: Vendor, account: Account, path: str, task_id: str) -> Answer:
         if self._session is None:

@@ -70,10 +70,14 @@ def converted(simulator: Simulator, vendor: Vendor, status: int, record: str = "
 
 
 def downloader(house: EmbeddedHouse, simulator: Simulator, vendor: Vendor, **settings: Any) -> Downloader:
-    """Build a downloader with an account at this vendor that may reach loopback."""
-    account = {f"{vendor}_api_key": KEY, f"{vendor}_api_base": f"{simulator.base_url}/{vendor}"} | settings
+    """Build a downloader with an account at this vendor that may reach loopback, and asks for expired links alone."""
+    account = {f"{vendor}_api_key": KEY, f"{vendor}_api_base": f"{simulator.base_url}/{vendor}"}
     return Downloader(
-        DownloaderSettings(data_dir=house.folder, download_allow_addresses=("127.0.0.0/8",), **account),
+        DownloaderSettings(
+            data_dir=house.folder,
+            download_allow_addresses=("127.0.0.0/8",),
+            **{"confirm": "never"} | account | settings,
+        ),
         house.broker,
         house.registry,
         clock=house.clock,

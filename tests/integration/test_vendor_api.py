@@ -26,6 +26,7 @@ URL = "https://files.example.com/a.wav?Signature=k3y"
 TASK = "task 1&x=/ä"
 DONE = {"code": 200, "data": {"successFlag": "SUCCESS", "response": {"audioWavUrl": URL}}}
 JOB_DONE = {"code": 200, "data": {"state": "success", "resultJson": json.dumps({"resultUrls": [URL]})}}
+PENDING = {"code": 200, "data": {"successFlag": "PENDING"}}
 UNKNOWN = {"code": 404, "msg": "Task not found", "data": None}
 
 
@@ -49,9 +50,16 @@ class Watch:
 
     now_s: float = 1_000.0
 
+    slept_s: list[float] = field(default_factory=list)
+
     def __call__(self) -> float:
         """Return the seconds it shows."""
         return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Let the time pass at once."""
+        self.slept_s.append(seconds)
+        self.now_s += seconds
 
 
 @asynccontextmanager
@@ -62,7 +70,9 @@ async def asking(
     registry, watch = CollectorRegistry(), Watch()
     accounts = {vendor: Account(base, SecretStr(key), per_10_s) for vendor, base in bases.items()}
     metrics = DownloaderMetrics(registry)
-    async with VendorApi(accounts, metrics=metrics, monotonic=watch, answer_within_s=answer_within_s) as api:
+    async with VendorApi(
+        accounts, metrics=metrics, monotonic=watch, answer_within_s=answer_within_s, sleep=watch.sleep
+    ) as api:
         yield Asking(api, registry, watch)
 
 
@@ -145,6 +155,21 @@ async def test_one_task_is_asked_about_every_half_minute() -> None:
             asked.watch.now_s += waited_s
             assert await asked.api.ask(Vendor.APIBOX, task) == Answer(Outcome.READY, url=URL)
             assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("document", [PENDING, UNKNOWN, {"code": 500}])
+async def test_an_answer_without_a_link_is_waited_out(document: object) -> None:
+    """Who comes back by a rung of 30 s, shortened by its jitter, hears a new answer; who comes earlier, the old one."""
+    answers = Script([saying(document), saying(DONE)])
+    async with serving(answers) as server, asking({Vendor.APIBOX: server.url("")}) as asked:
+        first = await asked.api.ask(Vendor.APIBOX, "t")
+        asked.watch.now_s += 21.9
+        assert await asked.api.ask(Vendor.APIBOX, "t") == first
+        assert (len(server.requests), asked.watch.slept_s) == (1, [])
+        asked.watch.now_s += 2.1
+        assert await asked.api.ask(Vendor.APIBOX, "t") == Answer(Outcome.READY, url=URL)
+        assert len(server.requests) == 2
+        assert asked.watch.slept_s == [pytest.approx(6)]
 
 
 async def test_a_spent_budget_holds_back() -> None:

@@ -5,7 +5,7 @@ after any of them. It must not assert anything.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from downloader.confirmation import Confirm
 from downloader.custody import Custody
 from downloader.fetch import Fetched, Sink
 from downloader.links import Links
@@ -22,9 +23,10 @@ from downloader.metrics import DownloaderMetrics
 from downloader.names import Names, names_of
 from downloader.record import Answer
 from downloader.staging import Staging
+from downloader.storage import Entry
 from shared import events
 from shared.errors import BrokerError, Reason
-from shared.events import Data, Event, ReportFailed, ReportSucceeded
+from shared.events import Data, Event, ReportFailed, ReportLinkless, ReportSucceeded, Trust
 from shared.messaging.port import Message
 from shared.vendors import Vendor
 from simulator.wavs import wav
@@ -34,6 +36,7 @@ DEADLINE = NOW + timedelta(days=15)
 QUERY = "Signature=k3y-to-the-file"
 LINK = f"https://cdn.example.com/a.wav?{QUERY}&Expires=1"
 OTHER_LINK = f"https://cdn.example.com/b.wav?{QUERY}&Expires=2"
+BODY = '{"code": 200, "data": {"task_id": "task-1", "audioWavUrl": ""}, "who": "ü"}'
 CONTENT = b"".join(wav(duration_s=0.1).blocks())
 OTHER_CONTENT = b"".join(wav(duration_s=0.1, seed=7).blocks())
 
@@ -147,6 +150,12 @@ class MemoryStorage:
         content = self.objects[key]
         return len(content), "0" * 64 if self.lies else hashlib.sha256(content).hexdigest()
 
+    async def list(self, prefix: str = "") -> AsyncIterator[Entry]:
+        """Tell what is there."""
+        for key, content in tuple(self.objects.items()):
+            if not prefix or key.startswith(f"{prefix}/"):
+                yield Entry(key, len(content), NOW)
+
     def uri(self, key: str) -> str:
         """Return an address."""
         return f"memory:///{key}"
@@ -189,6 +198,7 @@ class House:
         self.storage = MemoryStorage(self.steps)
         self.publisher = FakePublisher(self.steps)
         self.now = NOW + timedelta(minutes=1)
+        self.confirm: Confirm = "when_possible"
         self.registry = CollectorRegistry()
         self._staging_folder = staging_folder
         self._executor = executor
@@ -197,12 +207,15 @@ class House:
     def custody(self, source: FakeSource | None = None) -> Custody:
         """Return custody as after a start; metrics are those of the latest one."""
         self.registry = CollectorRegistry()
+        metrics = DownloaderMetrics(self.registry)
         return Custody(
-            source=Links(source or self.source, self.vendors, attempt_timeout_s=60.0),
+            source=Links(
+                source or self.source, self.vendors, confirm=self.confirm, metrics=metrics, attempt_timeout_s=60.0
+            ),
             staging=Staging(self._staging_folder, executor=self._executor),
             storage=self.storage,
             publisher=self.publisher,
-            metrics=DownloaderMetrics(self.registry),
+            metrics=metrics,
             clock=lambda: self.now,
         )
 
@@ -244,7 +257,7 @@ def suffix(key: str) -> str:
     return "audio" if name.endswith(".wav") else name
 
 
-def succeeded(url: str = LINK) -> Message:
+def succeeded(url: str = LINK, *, trust: tuple[Trust, ...] = ("token",)) -> Message:
     """Return a message that says the vendor has a file."""
     return message(
         ReportSucceeded(
@@ -255,12 +268,12 @@ def succeeded(url: str = LINK) -> Message:
             message="success",
             received_at=NOW,
             deadline=DEADLINE,
-            trust=("token",),
+            trust=trust,
         )
     )
 
 
-def failed(code: int = 500) -> Message:
+def failed(code: int = 500, *, trust: tuple[Trust, ...] = ("token",)) -> Message:
     """Return a message that says the vendor failed."""
     return message(
         ReportFailed(
@@ -270,7 +283,24 @@ def failed(code: int = 500) -> Message:
             message=f"no luck with {LINK}",
             received_at=NOW,
             deadline=DEADLINE,
-            trust=("token",),
+            trust=trust,
+        )
+    )
+
+
+def linkless(*, trust: tuple[Trust, ...] = ("token",)) -> Message:
+    """Return a message that says the vendor has a file, but not where."""
+    return message(
+        ReportLinkless(
+            vendor=Vendor.APIBOX,
+            task_id="task-1",
+            code=200,
+            message="success",
+            explanation="it tells success without a link to a WAV",
+            body=BODY,
+            received_at=NOW,
+            deadline=DEADLINE,
+            trust=trust,
         )
     )
 

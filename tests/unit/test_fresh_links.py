@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from downloader.fetch import Fetched, Sink
-from downloader.links import Links
+from downloader.fetch import Fetched, Head, Held, Sink
+from downloader.links import Lead, Links
+from downloader.metrics import DownloaderMetrics
 from downloader.record import Answer, Outcome
 from shared import events
 from shared.errors import PermanentError, Reason, RetryableError
@@ -17,7 +19,7 @@ from shared.events import ConversionConflicting, ReportSucceeded
 from shared.links import identity
 from shared.vendors import Vendor
 from tests.log_capture import captured_logs
-from tests.unit.custody_fakes import LINK, OTHER_LINK, QUERY, FakeVendors, House, succeeded
+from tests.unit.custody_fakes import LINK, NOW, OTHER_LINK, QUERY, FakeVendors, House, succeeded
 
 EXPIRED = RetryableError(Reason.LINK_EXPIRED, "answered 403")
 SIGNED_ANEW = LINK.replace("k3y", "n3w")
@@ -26,9 +28,11 @@ THIRD_LINK = "https://cdn.example.com/c.wav"
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    """Custody among fakes."""
+    """Custody among fakes, that asks for expired links alone."""
     with ThreadPoolExecutor(4) as executor:
-        yield House(tmp_path / "staging", executor)
+        house = House(tmp_path / "staging", executor)
+        house.confirm = "never"
+        yield house
 
 
 def ready(url: str) -> Answer:
@@ -47,6 +51,7 @@ async def test_a_fresh_link_is_followed_in_the_same_attempt(house: House, fresh:
     assert house.count("attempts_total", outcome="stored") == 1
     assert house.manifest is not None
     assert house.manifest.link == fresh.partition("?")[0]
+    assert house.manifest.evidence.trust == ("token", "vendor_confirmed")
 
 
 async def test_a_link_that_works_is_no_question(house: House) -> None:
@@ -160,11 +165,19 @@ class SlowFiles:
 async def test_two_links_take_no_longer_than_one() -> None:
     """The attempt's time holds for both links together: the broker's patience does not double."""
     files = SlowFiles()
-    links = Links(files, FakeVendors(ready(OTHER_LINK)), attempt_timeout_s=0.05)
+    links = Links(
+        files,
+        FakeVendors(ready(OTHER_LINK)),
+        confirm="never",
+        metrics=DownloaderMetrics(CollectorRegistry()),
+        attempt_timeout_s=0.05,
+    )
     report = events.decode(succeeded().body).data
     assert isinstance(report, ReportSucceeded)
+    lead = await links.find(report, now=NOW)
+    assert isinstance(lead, Lead)
     with pytest.raises(RetryableError) as caught:
-        await links.fetch(report, Nowhere())
+        await links.fetch(lead, Nowhere())
     assert caught.value.reason is Reason.TIMED_OUT
     assert QUERY not in caught.value.detail
     assert files.cancelled
@@ -172,6 +185,13 @@ async def test_two_links_take_no_longer_than_one() -> None:
 
 class Nowhere:
     """Takes bytes and forgets them."""
+
+    def held(self, _link: str) -> Held | None:
+        """Hold nothing."""
+        return None
+
+    def begin(self, head: Head) -> None:
+        """Forget."""
 
     def write(self, block: bytes) -> None:
         """Forget."""

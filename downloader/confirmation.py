@@ -1,0 +1,76 @@
+"""What follows from a report, given what its vendor answers when asked.
+
+Responsible for: whether the vendor is to be asked before anything is fetched, and what its answer is worth beside the
+proofs that came with the callback. Pure. It must not ask, fetch or tell.
+
+Why so: `docs/adr/0009-asking-before-fetching.md`.
+"""
+
+from datetime import datetime
+from enum import Enum, auto
+from typing import Final, Literal
+
+from downloader.record import Outcome
+from shared.events import ReportFailed, ReportLinkless, ReportSucceeded
+
+Report = ReportSucceeded | ReportFailed | ReportLinkless
+
+Confirm = Literal["always", "when_possible", "never"]
+"""How much weight the vendor's own word has: nothing is fetched without it, what no token vouches for waits for it, or
+it is asked for only where nothing else tells what to fetch."""
+
+_CONTRADICTS: Final = frozenset({Outcome.PENDING, Outcome.FAILED})
+"""Answers that deny what the callback said; all others but `ready` only leave it open."""
+
+
+class Course(Enum):
+    """What is to be done next."""
+
+    FOLLOW_VENDOR = auto()
+    """Fetch by the link that the vendor gave when asked."""
+    FOLLOW_REPORT = auto()
+    """Fetch by the link that the callback told."""
+    REJECT = auto()
+    """The conversion failed."""
+    HAND_ON = auto()
+    """A success whose link nobody can be asked for: only a person can help."""
+    WAIT = auto()
+    """Ask again later; the deadline ends it."""
+
+
+def asks_first(confirm: Confirm, report: Report) -> bool:
+    """Tell whether the vendor is to be asked about a report before anything else is done."""
+    if isinstance(report, ReportLinkless) or "stale" in report.trust:
+        return True
+    return isinstance(report, ReportSucceeded) and confirm != "never"
+
+
+def decide(confirm: Confirm, report: Report, outcome: Outcome | None, *, now: datetime) -> Course:
+    """Return what is to be done about a report of a task that nothing is stored of.
+
+    Args:
+        confirm: as set.
+        outcome: of the question; None where none was put, because none was wanted or nobody can be asked.
+        now: aware.
+    """
+    if outcome is Outcome.READY:
+        return Course.FOLLOW_VENDOR
+    if isinstance(report, ReportLinkless):
+        if outcome is None:
+            return Course.HAND_ON
+        return Course.REJECT if outcome is Outcome.FAILED else Course.WAIT
+    stale = "stale" in report.trust
+    if isinstance(report, ReportFailed):
+        return Course.REJECT if outcome is Outcome.FAILED or not stale else Course.WAIT
+    return Course.WAIT if stale else _unconfirmed(confirm, report, outcome, now)
+
+
+def _unconfirmed(confirm: Confirm, report: ReportSucceeded, outcome: Outcome | None, now: datetime) -> Course:
+    """Decide about a link that the vendor did not confirm, although its callback was authentic and recent."""
+    if outcome is None or confirm == "never":
+        return Course.FOLLOW_REPORT
+    if confirm == "always":
+        return Course.WAIT
+    vouched = "token" in report.trust and outcome not in _CONTRADICTS
+    half_time = report.received_at + (report.deadline - report.received_at) / 2
+    return Course.FOLLOW_REPORT if vouched or now >= half_time else Course.WAIT
