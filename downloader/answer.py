@@ -6,7 +6,10 @@ read the body.
 """
 
 import asyncio
+import re
 import ssl
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import aiohttp
@@ -21,23 +24,71 @@ _LINK_EXPIRED = frozenset({401, 403, 404, 410, 441})
 _PASSING = frozenset({408, 429})
 _HTTP_VERSIONS = frozenset({aiohttp.HttpVersion10, aiohttp.HttpVersion11})
 
-Transport = Literal["content_length", "chunked", "close_delimited"]
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
+_DATE_IS_STRONG_AFTER = timedelta(seconds=60)
+"""A file that changed twice within one second would be two files by one date (source: RFC 9110, 8.8.2.2)."""
+
+Transport = Literal["content_length", "chunked", "close_delimited", "content_range"]
 
 
-def check_status(response: aiohttp.ClientResponse) -> None:
-    """Return if a file follows; raise `RetryableError` by the status if not."""
+def check_status(response: aiohttp.ClientResponse, *, range_asked: bool = False) -> None:
+    """Return if a file, or the part that was asked for, follows; raise `RetryableError` by the status if not."""
     status = response.status
-    if status == 200:
+    if status == 200 or (status == 206 and range_asked):
         return
     if status in _LINK_EXPIRED:
         reason = Reason.LINK_EXPIRED
     elif status in _PASSING or 500 <= status <= 599:
         reason = Reason.HTTP_FAILED
-    elif 400 <= status <= 499:
+    elif 400 <= status <= 499 and not (status == 416 and range_asked):
         reason = Reason.HTTP_REFUSED
     else:
         reason = Reason.ANSWER_INVALID
     raise RetryableError(reason, f"{shown(response)}: answered {status}")
+
+
+def check_range(response: aiohttp.ClientResponse, *, offset: int, validator: str, max_bytes: int) -> int:
+    """Return how many bytes follow: all that are left of the very file whose first `offset` bytes are here.
+
+    Raises:
+        RetryableError: `answer_invalid`: it is another part, or a part of another file.
+        PermanentError: the whole would be over `max_bytes`.
+    """
+    told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    if told is None:
+        raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: a part that does not say which")
+    first, last, total = map(int, told.groups())
+    if first != offset or last != total - 1 or last < first:
+        raise RetryableError(
+            Reason.ANSWER_INVALID, f"{shown(response)}: bytes {first}-{last} of {total}, not from {offset}"
+        )
+    tagged = response.headers.get("ETag")
+    if tagged is not None and validator.startswith('"') and tagged.strip() != validator:
+        raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: a part of another file")
+    if response.content_length not in {None, last - first + 1}:
+        raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: its length is not that of its range")
+    if total > max_bytes:
+        raise PermanentError(Reason.TOO_LARGE, f"{shown(response)}: {total} bytes, over {max_bytes}")
+    return last - first + 1
+
+
+def validator_of(response: aiohttp.ClientResponse) -> str | None:
+    """Return what tells this very file from another one under its link; None where nothing surely does.
+
+    A strong ETag, else a date of the last change that lies well before the answer's own.
+    """
+    if response.headers.get("Accept-Ranges", "").strip().lower() == "none":
+        return None
+    tag = response.headers.get("ETag", "").strip()
+    if tag:
+        return tag if _STRONG_ETAG.fullmatch(tag) else None
+    changed = response.headers.get("Last-Modified", "").strip()
+    try:
+        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(changed)
+    except (TypeError, ValueError):
+        return None
+    return changed if age >= _DATE_IS_STRONG_AFTER else None
 
 
 def check_framing(response: aiohttp.ClientResponse, max_bytes: int) -> Transport:

@@ -12,9 +12,10 @@ import asyncio
 import concurrent.futures
 import itertools
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,13 +28,16 @@ from downloader.answer import (
     REDIRECTS,
     Transport,
     check_framing,
+    check_range,
     check_status,
     cut,
     media_type,
     shown,
     translated,
+    validator_of,
     watch,
 )
+from downloader.digests import Promise, md5_hint, promises
 from downloader.fence import Fence
 from downloader.flow import Handover, Pace
 from downloader.gate import Gate
@@ -46,8 +50,45 @@ BLOCK_BYTES = 256 * 1024
 _READ_BUFFER_BYTES = 128 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an earlier attempt left of a file.
+
+    Attributes:
+        validator: by which the server tells this very file from another one.
+    """
+
+    size_bytes: int
+    validator: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an answer says before its bytes come.
+
+    Attributes:
+        link: that was asked for.
+        offset: of the first byte that follows: 0, or as many as are held.
+        validator: see `Held`; None where the file cannot be told from another one, so that nobody could go on later.
+        promised: digests of the whole file.
+        md5_hint: what may be its MD5.
+    """
+
+    link: str
+    offset: int
+    validator: str | None
+    promised: tuple[Promise, ...]
+    md5_hint: bytes | None
+
+
 class Sink(Protocol):
     """Where the bytes go."""
+
+    def held(self, link: str) -> Held | None:
+        """Return what is there already of the file behind a link; None for nothing."""
+
+    def begin(self, head: Head) -> None:
+        """Take note of what follows. Called once in a worker thread, before any bytes; only where a file follows."""
 
     def write(self, block: bytes) -> None:
         """Take the next block. Called in a worker thread, one call at a time, in order."""
@@ -80,6 +121,8 @@ class Fetched:
     Attributes:
         content_type: the media type without parameters, lower case; None where there was none.
         final_link: where the last redirect led, without its query.
+        size_bytes: that came now.
+        resumed_at: where an earlier attempt had broken off; 0 where all of it came now.
     """
 
     size_bytes: int
@@ -87,6 +130,7 @@ class Fetched:
     content_type: str | None
     status: int
     final_link: str
+    resumed_at: int = 0
 
 
 class Fetcher:
@@ -137,7 +181,7 @@ class Fetcher:
             await self._resolver.close()
 
     async def fetch(self, url: str, sink: Sink) -> Fetched:
-        """Stream the file into the sink.
+        """Stream the file into the sink: the rest of it where the sink holds its beginning, and the server agrees.
 
         Safe to cancel: once this has returned or raised, the sink is not written to any more. Memory is bounded by a
         few blocks whatever the size. What the sink raises passes unchanged.
@@ -148,7 +192,7 @@ class Fetcher:
         """
         try:
             async with asyncio.timeout(self._limits.attempt_timeout_s) as attempt:
-                return await self._follow(self._fence.judge_url(url), sink)
+                return await self._follow(self._fence.judge_url(url), url, sink)
         except TimeoutError:
             if not attempt.expired():
                 raise
@@ -156,16 +200,18 @@ class Fetcher:
                 Reason.TIMED_OUT, f"{public(url)}: not fetched within {self._limits.attempt_timeout_s:g} s"
             ) from None
 
-    async def _follow(self, target: URL, sink: Sink) -> Fetched:
+    async def _follow(self, target: URL, link: str, sink: Sink) -> Fetched:
+        held = sink.held(link)
+        rest = {} if held is None else {"Range": f"bytes={held.size_bytes}-", "If-Range": held.validator}
         for hop in itertools.count(1):
-            async with self._visit(target) as response:
+            async with self._visit(target, rest) as response:
                 if response.status not in REDIRECTS:
-                    return await self._receive(response, sink)
+                    return await self._receive(response, link, held, sink)
                 target = self._fence.judge_redirect(target, response.headers.get("Location", ""), hop)
         raise AssertionError  # the fence ends the loop
 
     @asynccontextmanager
-    async def _visit(self, target: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _visit(self, target: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Ask for one URL; everything about this hop is closed at the end."""
         if self._resolver is None or self._ssl_context is None:
             raise RuntimeError("the fetcher was not started")
@@ -180,7 +226,7 @@ class Fetcher:
         )
         async with aiohttp.ClientSession(
             connector=connector,
-            headers=self._headers,
+            headers={**self._headers, **headers},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=self._limits.connect_timeout_s),
             auto_decompress=False,
@@ -201,20 +247,28 @@ class Fetcher:
         except (aiohttp.ClientError, OSError) as error:
             raise gate.refusal or translated(error, target) from None
 
-    async def _receive(self, response: aiohttp.ClientResponse, sink: Sink) -> Fetched:
-        check_status(response)
+    async def _receive(self, response: aiohttp.ClientResponse, link: str, held: Held | None, sink: Sink) -> Fetched:
+        check_status(response, range_asked=held is not None)
         transport = check_framing(response, self._limits.max_bytes)
         closed = watch(response)
+        following, offset, validator = None, 0, validator_of(response)
+        if response.status == 206 and held is not None:
+            offset, validator, transport = held.size_bytes, held.validator, "content_range"
+            following = check_range(response, offset=offset, validator=validator, max_bytes=self._limits.max_bytes)
+        head = Head(link, offset, validator, promises(response.headers, part=offset > 0), md5_hint(response.headers))
         size_bytes = 0
-        async with Handover(sink.write, self._executor) as handover:
-            async for block in self._blocks(response):
+        async with Handover(self._executor) as handover:
+            await handover.run(partial(sink.begin, head))
+            async for block in self._blocks(response, offset):
                 size_bytes += len(block)
-                await handover.write(block)
+                await handover.run(partial(sink.write, block))
+        if following not in {None, size_bytes}:
+            raise RetryableError(Reason.BODY_CUT, f"{shown(response)}: {size_bytes} bytes came of {following}")
         if transport == "close_delimited" and closed is not None and closed.done() and closed.exception() is not None:
             raise RetryableError(Reason.BODY_CUT, f"{shown(response)}: the connection broke before it was closed")
-        return Fetched(size_bytes, transport, media_type(response), response.status, shown(response))
+        return Fetched(size_bytes, transport, media_type(response), response.status, shown(response), offset)
 
-    async def _blocks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _blocks(self, response: aiohttp.ClientResponse, offset: int) -> AsyncIterator[bytes]:
         """Collect what arrives into blocks, holding the sender to the size cap and the least rate."""
         clock = asyncio.get_running_loop().time
         pace = Pace(self._limits.min_bytes_per_s, self._limits.rate_window_s)
@@ -226,7 +280,7 @@ class Fetcher:
             if not part:
                 break
             received += len(part)
-            if received > self._limits.max_bytes:
+            if offset + received > self._limits.max_bytes:
                 raise PermanentError(Reason.TOO_LARGE, f"{shown(response)}: over {self._limits.max_bytes} bytes")
             if not pace.holds(clock() - asked_at, len(part)):
                 raise RetryableError(

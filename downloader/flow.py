@@ -1,6 +1,6 @@
 """How bytes flow through a download: handed over to a thread, and fast enough.
 
-Responsible for: writing blocks off the event loop, one ahead of the reader, and for the least rate. It must not know
+Responsible for: working off the event loop, one step ahead of the reader, and for the least rate. It must not know
 where blocks come from or go to.
 """
 
@@ -14,14 +14,13 @@ _MARKS_A_WINDOW = 32
 
 
 class Handover:
-    """Hands blocks to the sink in a thread, one at a time, while the next one is being read.
+    """Has a thread work for a sink, one step at a time, while the next one is being prepared.
 
-    Leaving it waits until the sink is idle, also when cancelled; then what the sink raised is raised, unless the task
-    was cancelled.
+    Leaving it waits until the thread is idle, also when cancelled; then what it raised is raised, unless the task was
+    cancelled.
     """
 
-    def __init__(self, sink: Callable[[bytes], None], executor: concurrent.futures.Executor | None) -> None:
-        self._sink = sink
+    def __init__(self, executor: concurrent.futures.Executor | None) -> None:
         self._executor = executor
         self._writing: asyncio.Future[None] | None = None
 
@@ -35,12 +34,12 @@ class Handover:
         if writing is not None and (failure := writing.exception()) and not isinstance(error, asyncio.CancelledError):
             raise failure
 
-    async def write(self, block: bytes) -> None:
-        """Start to write a block, once the one before it was written; raise what that one raised."""
+    async def run(self, step: Callable[[], None]) -> None:
+        """Start a step, once the one before it has ended; raise what that one raised."""
         writing = await self._idle()
         if writing is not None:
             writing.result()
-        self._writing = asyncio.get_running_loop().run_in_executor(self._executor, self._sink, block)
+        self._writing = asyncio.get_running_loop().run_in_executor(self._executor, step)
 
     async def _idle(self) -> asyncio.Future[None] | None:
         """Wait for the present write, however often this task is cancelled meanwhile; return it, ended, once."""

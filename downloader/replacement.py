@@ -12,6 +12,7 @@ asks for; the same command again changes nothing. Why so: `docs/adr/0008-replace
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ class RefusedError(Exception):
 class Origin:
     """Where a new file came from, and how its end was known. `link` is whole, and never kept as it is."""
 
-    transport: Literal["content_length", "chunked", "close_delimited", "local_file"]
+    transport: Literal["content_length", "chunked", "close_delimited", "content_range", "local_file"]
     link: str | None = None
 
 
@@ -73,9 +74,9 @@ def from_file(path: Path, *, max_bytes: int) -> Content:
                 yield block
 
     async def read(sink: Sink) -> Origin:
-        async with Handover(sink.write, None) as handover:
+        async with Handover(None) as handover:
             for block in blocks():
-                await handover.write(block)
+                await handover.run(partial(sink.write, block))
         return Origin("local_file")
 
     return read
@@ -164,7 +165,8 @@ class Replacing:
         self, current: Manifest, names: Names, attempt: Attempt, origin: Origin, explanation: str | None
     ) -> Manifest:
         complete = origin.transport in {"content_length", "chunked"}
-        judgement, digest = await self._staging.prove(attempt, body_proven_complete=complete)
+        proof = await self._staging.prove(attempt, body_proven_complete=complete)
+        judgement, digest = proof.judgement, proof.sha256
         revision, audio = current.revision + 1, names.audio(digest)
         return msgspec.structs.replace(
             current,
@@ -174,7 +176,12 @@ class Replacing:
             size_bytes=attempt.size_bytes,
             sha256=digest,
             format=judgement.format,
-            evidence=Evidence(trust=("operator",), transport=origin.transport),
+            evidence=Evidence(
+                trust=("operator",),
+                transport=origin.transport,
+                digest="server" if proof.matched else "own",
+                matched=proof.matched,
+            ),
             warnings=tuple(str(warning) for warning in judgement.warnings),
             stored_at=self._clock().astimezone(UTC),
             event_id=events.event_id(current.vendor, current.task_id, FileReplaced.TYPE, str(revision), digest),

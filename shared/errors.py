@@ -37,6 +37,7 @@ class Reason(StrEnum):
     HTTP_FAILED = "http_failed"
     ANSWER_INVALID = "answer_invalid"
     BODY_CUT = "body_cut"
+    DIGEST_DIFFERS = "digest_differs"
     # the file itself
     TOO_LARGE = "too_large"
     NOT_WAV = "not_wav"
@@ -86,11 +87,15 @@ class RetryableError(WavekeepError):
 
     Args:
         retry_after_s: how long the other side asked to be left alone; None where it did not say.
+
+    Attributes:
+        progressed: the attempt brought the work forward, so that the next one is due as soon as after a first failure.
     """
 
     def __init__(self, reason: Reason, detail: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(reason, detail)
         self.retry_after_s = retry_after_s
+        self.progressed = False
 
 
 class PermanentError(WavekeepError):

@@ -155,16 +155,20 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         trust: how the sender of the callback was authenticated, and `vendor_confirmed` where the link that was
             followed is the vendor's own answer; `operator` where a person overruled it.
         transport: how the end of the body was known: its length was told, its chunks were ended, or only the
-            connection was closed; `local_file` where a person brought the file.
+            connection was closed; `content_range` where a cut download was resumed and its last range matched;
+            `local_file` where a person brought the file.
         structure: the walker found the WAV whole.
-        digest: whose digest `sha256` is. `own` means computed here over the bytes as they arrived.
+        digest: what the bytes were held against. `own`: nothing; `sha256` was computed here over the bytes as they
+            arrived. `server`: a digest that the server sent along, besides.
+        matched: which of the server's, for example `repr-digest sha-256`; `etag md5` is only a hint.
         reread: the stored file was read again and had the same digest.
     """
 
     trust: tuple[str, ...]
-    transport: Literal["content_length", "chunked", "close_delimited", "local_file"]
+    transport: Literal["content_length", "chunked", "close_delimited", "content_range", "local_file"]
     structure: Literal["whole"] = "whole"
-    digest: Literal["own"] = "own"
+    digest: Literal["own", "server"] = "own"
+    matched: tuple[str, ...] = ()
     reread: bool = True
 
 

@@ -6,6 +6,7 @@ what is in hand, and the orderly end. It must not know which broker it serves, n
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from time import monotonic
 
 import structlog
@@ -149,6 +150,8 @@ class Consumer:
             reason, detail = error.reason, error.detail
         except RetryableError as error:
             reason, detail, retry_after_s = error.reason, error.detail, error.retry_after_s
+            if error.progressed:
+                delivery.message = message = replace(message, attempts=0)
         except Exception as error:
             log.exception("handler.failed", queue=message.queue, event_id=message.event_id)
             reason, detail = Reason.UNEXPECTED, f"a fault of ours: {type(error).__name__}"

@@ -17,7 +17,7 @@ import uvloop
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from downloader.fence import Fence, parse_opening
-from downloader.fetch import Fetched, Fetcher, Limits
+from downloader.fetch import Fetched, Fetcher, Head, Held, Limits
 from shared.errors import WavekeepError
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -48,11 +48,27 @@ class RawServer:
         return f"{scheme}://{host}:{self.port}{path}"
 
 
+class Fresh:
+    """The half of a sink that knows of no earlier attempt."""
+
+    def held(self, _link: str) -> Held | None:
+        """Hold nothing yet."""
+        return None
+
+    def begin(self, head: Head) -> None:
+        """Ask nothing of what follows."""
+
+
 @dataclass
-class Kept:
+class Kept(Fresh):
     """A sink that keeps everything."""
 
     blocks: list[bytes] = field(default_factory=list)
+    head: Head | None = None
+
+    def begin(self, head: Head) -> None:
+        """Keep what was said first."""
+        self.head = head
 
     def write(self, block: bytes) -> None:
         """Keep the block."""

@@ -21,6 +21,7 @@ from tests.integration.raw_server import (
     LIMITS,
     LOOPS,
     Answer,
+    Fresh,
     Kept,
     RawServer,
     Run,
@@ -225,7 +226,7 @@ def test_a_large_body_takes_flat_memory(run: Run) -> None:
     piece = random.Random(2).randbytes(1 << 20)
     expected, seen, sizes = hashlib.sha256(piece * 64), hashlib.sha256(), []
 
-    class Hashing:
+    class Hashing(Fresh):
         def write(self, block: bytes) -> None:
             sizes.append(len(block))
             seen.update(block)
@@ -280,7 +281,7 @@ def test_a_slow_sink_loses_nothing_and_is_not_blamed_on_the_sender(run: Run, hea
 def test_what_the_sink_raises_passes_unchanged(run: Run, failure: Exception, body_bytes: int) -> None:
     """Our own trouble is never taken for the network's, whether it strikes the first block or the last one."""
 
-    class Failing:
+    class Failing(Fresh):
         def write(self, block: bytes) -> None:
             raise failure
 
@@ -295,7 +296,7 @@ def test_what_the_sink_raises_passes_unchanged(run: Run, failure: Exception, bod
     assert caught.value.args == failure.args
 
 
-class Held:
+class Held(Fresh):
     """A sink whose write goes on until it is let go."""
 
     def __init__(self, failure: Exception | None = None) -> None:
@@ -363,7 +364,7 @@ def test_a_broken_disk_outranks_a_broken_line(run: Run) -> None:
     """Where the last block could not be written and the body was cut too, the disk's failure is told."""
     failure = OSError(errno.EIO, "bad disk")
 
-    class Failing:
+    class Failing(Fresh):
         def write(self, block: bytes) -> None:
             raise failure
 

@@ -47,8 +47,9 @@ async def test_an_attempt_writes_hashes_and_walks(staging: Staging, piece_bytes:
         assert attempt.path.read_bytes() == content
         assert attempt.size_bytes == len(content)
         if content is CONTENT:
-            judgement, digest = attempt.prove(body_proven_complete=True)
-            assert digest == sha256(CONTENT).hexdigest() == FILE.sha256()
+            proof = attempt.prove(body_proven_complete=True)
+            judgement = proof.judgement
+            assert proof.sha256 == sha256(CONTENT).hexdigest() == FILE.sha256()
             assert judgement.format.sample_rate_hz == 44_100
             assert judgement.warnings == ()
 
@@ -70,7 +71,8 @@ async def test_an_open_length_needs_a_proven_end(staging: Staging) -> None:
         async with staging.attempt() as attempt:
             attempt.write(content)
             if proven:
-                assert [str(w) for w in attempt.prove(body_proven_complete=True)[0].warnings] == ["streaming_header"]
+                judgement = attempt.prove(body_proven_complete=True).judgement
+                assert [str(warning) for warning in judgement.warnings] == ["streaming_header"]
             else:
                 with pytest.raises(RetryableError):
                     attempt.prove(body_proven_complete=False)

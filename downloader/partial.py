@@ -1,0 +1,209 @@
+"""What is left of a cut download, for the next attempt to go on from.
+
+Responsible for: partial files and what is known of them, who may go on with one, and when they are let go. Blocking:
+callers run it in threads. It must not know HTTP, nor what the bytes are.
+
+A partial file `{task}.{id}.part` is written by one attempt, which holds a lock on it as long as it lives. `{id}.note`
+beside it says by which validator the server tells this very file from another one. Whoever goes on takes the file by
+renaming it: one rename wins. What a crash of the machine may have left unwritten is not trusted: only as many bytes as
+were synced, unless the machine still runs since they were written.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+LONGEST_KEPT_S: Final = 16 * 86_400.0
+"""Longer than any vendor keeps a file."""
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a partial file.
+
+    Attributes:
+        identity: digest of the link it came by, without what merely signs that.
+        validator: a strong ETag, or the date of the last change: what `If-Range` takes.
+        synced_bytes: how much of it survives a crash of the machine.
+        boot: of the machine that wrote it.
+    """
+
+    version: int = 1
+    identity: str
+    validator: str
+    synced_bytes: int
+    boot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A partial file that is ours now: open, locked, and cut back to what can be trusted."""
+
+    path: Path
+    file: int
+    size_bytes: int
+    note: Note
+
+
+class Partials:
+    """The partial files of a folder.
+
+    Args:
+        folder: of attempts; exists.
+        max_bytes: kept at most, all together.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def new(self, task: str) -> Path:
+        """Return a path for an attempt that begins at the beginning."""
+        return self._folder / f"{_name(task)}.{uuid.uuid4().hex}.part"
+
+    def claim(self, task: str) -> Claim | None:
+        """Take over the largest partial file of a task; None where there is none to go on from."""
+        found = sorted(self._folder.glob(f"{_name(task)}.*.part"), key=_size, reverse=True)
+        return next((claim for path in found if (claim := self._take(path, task)) is not None), None)
+
+    def keep(self, path: Path, file: int, *, identity: str, validator: str) -> None:
+        """Leave a file, open as `file`, to the next attempt."""
+        os.fsync(file)
+        self.note(path, identity=identity, validator=validator, synced_bytes=os.fstat(file).st_size)
+        self._make_room()
+
+    def note(self, path: Path, *, identity: str, validator: str, synced_bytes: int = 0) -> None:
+        """Write what is known of a file, in one step."""
+        note = Note(identity=identity, validator=validator, synced_bytes=synced_bytes, boot=_boot())
+        beside = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+        with open(beside, "xb", opener=_private) as out:
+            out.write(msgspec.json.encode(note))
+        beside.replace(path.with_suffix(".note"))
+
+    def sweep(self) -> int:
+        """Remove what nobody can go on from, or will; return how many files that were. Living attempts are left."""
+        swept = 0
+        for path in self._folder.iterdir():
+            if path.suffix == ".part":
+                swept += self._sweep_part(path)
+            elif path.suffix != ".note" or not path.with_suffix(".part").exists():
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                    swept += 1
+        return swept + self._make_room()
+
+    def _take(self, path: Path, task: str) -> Claim | None:
+        with contextlib.ExitStack() as stack:
+            file = _lock(path, stack)
+            if file is None:
+                return None
+            note = _read(path)
+            trusted = 0 if note is None else _trusted(file, note)
+            if note is None or not trusted:
+                forget(path)
+                return None
+            ours = self.new(task)
+            try:
+                path.rename(ours)
+            except FileNotFoundError:  # another process was faster
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                path.with_suffix(".note").rename(ours.with_suffix(".note"))
+            os.ftruncate(file, trusted)
+            stack.pop_all()
+            return Claim(ours, file, trusted, note)
+
+    def _sweep_part(self, path: Path) -> int:
+        with contextlib.ExitStack() as stack:
+            file = _lock(path, stack)
+            if file is None:
+                return 0
+            note = _read(path)
+            old = time.time() - os.fstat(file).st_mtime > LONGEST_KEPT_S
+            if note is None or old or not _trusted(file, note):
+                forget(path)
+                return 1
+        return 0
+
+    def _make_room(self) -> int:
+        """Let the oldest partial files go until the rest is within bounds; return how many went."""
+        files = [(path, status) for path in self._folder.glob("*.part") for status in _status(path)]
+        excess = sum(status.st_size for _, status in files) - self._max_bytes
+        removed = 0
+        for path, status in sorted(files, key=lambda each: each[1].st_mtime):
+            if excess <= 0:
+                break
+            with contextlib.ExitStack() as stack:
+                if _lock(path, stack) is not None:
+                    forget(path)
+                    removed += 1
+                    excess -= status.st_size
+        return removed
+
+
+def forget(path: Path) -> None:
+    """Remove a partial file and what is known of it."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".note").unlink(missing_ok=True)
+
+
+def _name(task: str) -> str:
+    return hashlib.sha256(task.encode()).hexdigest()[:32]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _trusted(file: int, note: Note) -> int:
+    """Return how many bytes of a file are surely those that came."""
+    size = os.fstat(file).st_size
+    return size if note.boot and note.boot == _boot() else min(size, note.synced_bytes)
+
+
+def _lock(path: Path, stack: contextlib.ExitStack) -> int | None:
+    """Open and lock a file that nobody writes, until the stack is left; None where somebody does, or it is gone."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    stack.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    return file
+
+
+def _read(path: Path) -> Note | None:
+    try:
+        return msgspec.json.decode(path.with_suffix(".note").read_bytes(), type=Note)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _size(path: Path) -> int:
+    return next((status.st_size for status in _status(path)), 0)
+
+
+def _status(path: Path) -> Iterator[os.stat_result]:
+    """Yield the status of a file, unless it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        yield path.stat()

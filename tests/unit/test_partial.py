@@ -1,0 +1,128 @@
+"""Partial files: who may go on with one, how much of it is trusted, and when it is let go."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from downloader import partial
+from downloader.partial import LONGEST_KEPT_S, Partials
+
+TASK, LINK, TAG = "kie/1", "identity", '"tag"'
+
+
+@pytest.fixture
+def partials(tmp_path: Path) -> Partials:
+    """An empty folder."""
+    return Partials(tmp_path, max_bytes=1_000)
+
+
+def left(partials: Partials, content: bytes, *, task: str = TASK, kept: bool = True) -> Path:
+    """Leave what an attempt leaves: in order, or by a crash of the process in mid-download."""
+    path = partials.new(task)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    partials.note(path, identity=LINK, validator=TAG)
+    os.write(file, content)
+    if kept:
+        partials.keep(path, file, identity=LINK, validator=TAG)
+    os.close(file)
+    return path
+
+
+def claimed(partials: Partials, task: str = TASK) -> bytes | None:
+    """Claim, and return what there is to go on from."""
+    claim = partials.claim(task)
+    if claim is None:
+        return None
+    content = claim.path.read_bytes()
+    assert (claim.size_bytes, claim.note.identity, claim.note.validator) == (len(content), LINK, TAG)
+    os.close(claim.file)
+    return content
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_next_attempt_goes_on(partials: Partials, *, kept: bool) -> None:
+    """After a failure and after a crash of the process, what came is there for the same task, and for no other."""
+    left(partials, b"abc", kept=kept)
+    assert claimed(partials, "kie/2") is None
+    assert claimed(partials) == b"abc"
+
+
+def test_one_claim_wins(partials: Partials, tmp_path: Path) -> None:
+    """What somebody works on is nobody else's, and neither is what was taken a moment ago."""
+    left(partials, b"abc")
+    first = partials.claim(TASK)
+    assert first is not None
+    assert partials.claim(TASK) is None
+    assert partials.sweep() == 0
+    os.close(first.file)
+    assert len(list(tmp_path.glob("*.part"))) == 1
+
+
+def test_a_rename_decides_where_locks_do_not(
+    partials: Partials, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a file system without locks between machines, whoever renames second has lost."""
+    path = left(partials, b"abc")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    rename = Path.rename
+
+    def raced(self: Path, target: Path) -> Path:
+        if self == path:
+            rename(self, tmp_path / "taken.part")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", raced)
+    assert partials.claim(TASK) is None
+
+
+def test_the_largest_is_taken_first(partials: Partials) -> None:
+    """Of several, most is saved by the longest."""
+    left(partials, b"ab")
+    left(partials, b"abcd")
+    left(partials, b"abc")
+    assert claimed(partials) == b"abcd"
+
+
+def test_after_a_crash_of_the_machine_only_synced_bytes_count(
+    partials: Partials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was never synced may be zeros by now: what was kept in order is trusted, what a crash left is not."""
+    left(partials, b"abc", task="kie/in-order")
+    left(partials, b"abc", task="kie/crashed", kept=False)
+    monkeypatch.setattr(partial, "_boot", lambda: "another")
+    assert claimed(partials, "kie/in-order") == b"abc"
+    assert claimed(partials, "kie/crashed") is None
+
+
+@pytest.mark.parametrize("note", [b"", b"{}", b"rubbish", None])
+def test_without_its_note_a_file_is_worth_nothing(partials: Partials, note: bytes | None, tmp_path: Path) -> None:
+    """Nobody can tell what it is the beginning of, so it goes."""
+    beside = left(partials, b"abc").with_suffix(".note")
+    beside.unlink() if note is None else beside.write_bytes(note)
+    assert claimed(partials) is None
+    assert partials.sweep() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sweep_keeps_what_can_be_gone_on_from(partials: Partials, tmp_path: Path) -> None:
+    """At start what a crash left goes, unless somebody can go on from it."""
+    path = left(partials, b"abc", kept=False)
+    old = left(partials, b"abc", task="kie/old")
+    os.utime(old, (time.time() - LONGEST_KEPT_S - 60,) * 2)
+    (tmp_path / "stray.tmp").write_bytes(b"")
+    (tmp_path / "orphan.note").write_bytes(b"{}")
+    assert partials.sweep() == 3
+    assert sorted(tmp_path.iterdir()) == [path.with_suffix(".note"), path]
+
+
+def test_partial_files_stay_within_bounds(partials: Partials, tmp_path: Path) -> None:
+    """The oldest go first, so that files that never come whole cannot fill the disk."""
+    first = left(partials, bytes(600), task="kie/1")
+    os.utime(first, (time.time() - 60,) * 2)
+    left(partials, bytes(600), task="kie/2")
+    assert claimed(partials, "kie/1") is None
+    assert claimed(partials, "kie/2") == bytes(600)
+    assert len(list(tmp_path.glob("*.part"))) == 1
