@@ -13,11 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+import msgspec
 import structlog
 
 from downloader.announcements import Announcements
 from downloader.confirmation import Report
 from downloader.fetch import Sink
+from downloader.inspection import Inspector
 from downloader.links import Followed, Lead, Refusal, Unanswerable
 from downloader.manifest import Manifest, Rejection, read_manifest, read_rejection, write
 from downloader.metrics import DownloaderMetrics
@@ -68,6 +70,7 @@ class Custody:
         source: finds links, and follows them past the fence.
         staging: proves attempts.
         storage: keeps what is whole.
+        inspector: looks at what is whole, before it is kept.
         publisher: announces; confirms before it returns.
     """
 
@@ -77,6 +80,7 @@ class Custody:
         source: Source,
         staging: Staging,
         storage: Storage,
+        inspector: Inspector,
         publisher: Publisher,
         metrics: DownloaderMetrics,
         clock: Clock,
@@ -84,6 +88,7 @@ class Custody:
         self._source = source
         self._staging = staging
         self._storage = storage
+        self._inspector = inspector
         self._announcements = Announcements(storage=storage, publisher=publisher, metrics=metrics, clock=clock)
         self._metrics = metrics
         self._clock = clock
@@ -181,6 +186,7 @@ class Custody:
             async with self._staging.attempt(event.subject) as attempt:
                 followed = await self._source.fetch(lead, attempt)
                 manifest = await self._prove(event, lead, names, attempt, followed)
+                manifest = await self._inspect(manifest, names, attempt)
                 await self._storage.keep(attempt.path, manifest.audio)
             await self._read_again(manifest)
             if await self._storage.create(names.manifest, write(manifest)):
@@ -227,6 +233,22 @@ class Custody:
             event_id=events.event_id(report.vendor, report.task_id, events.ConversionStored.TYPE),
             traceparent=event.traceparent,
         )
+
+    async def _inspect(self, manifest: Manifest, names: Names, attempt: Attempt) -> Manifest:
+        """Add to a manifest what is found out about its file, and keep what was drawn of it."""
+        async with self._inspector.inspect(attempt.path, manifest.format) as found:
+            drawn = {
+                key: path
+                for key, path in (
+                    (names.waveform(manifest.sha256), found.waveform),
+                    (names.peaks(manifest.sha256), found.peaks),
+                )
+                if path is not None
+            }
+            for key, path in drawn.items():
+                await self._storage.keep(path, key)
+        waveform, peaks = tuple(drawn) or (None, None)
+        return msgspec.structs.replace(manifest, quality=found.quality, waveform=waveform, peaks=peaks)
 
     async def _read_again(self, manifest: Manifest) -> None:
         """Check what is kept against what was proven, before it is called stored.

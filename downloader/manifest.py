@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from downloader.quality import Quality
 from shared.errors import PermanentError, Reason
 from shared.events import ConversionStored, Evidence, FileReplaced, Format
 from shared.vendors import Vendor
@@ -45,7 +46,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             where the report told none, it is that of the first link the vendor gave.
         fetched_identity: digest of the link that was followed in place of that one; null where that one was.
         event_id: of the `conversion.stored`, or `file.replaced`, that tells it.
-        quality: findings of a quality run; null where none was configured.
+        quality: what a quality run found; null where none was configured.
+        waveform, peaks: keys of picture and peaks in the same storage; null where none were made.
     """
 
     version: Literal[1] = 1
@@ -59,7 +61,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: Format
     evidence: Evidence
     warnings: tuple[str, ...]
-    quality: None = None
+    quality: Quality | None = None
+    waveform: str | None = None
+    peaks: str | None = None
     link: str
     link_identity: str
     fetched_identity: str | None = None
@@ -90,7 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             sha256=self.sha256,
             format=self.format,
             evidence=self.evidence,
-            quality=self.quality,
+            quality=None if self.quality is None else msgspec.to_builtins(self.quality),
             warnings=self.warnings,
             stored_at=self.stored_at,
         )

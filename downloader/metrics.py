@@ -9,6 +9,7 @@ from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from downloader.quality import Failure, Finding, Quality
 from downloader.record import Outcome
 from shared.errors import Reason
 from shared.metrics import crash_loops
@@ -52,6 +53,22 @@ class DownloaderMetrics:
         self._bytes = Counter(
             "wavekeep_downloader_stored_bytes_total", "Bytes of audio taken into custody.", registry=registry
         )
+        self._inspections = Counter(
+            "wavekeep_downloader_quality_runs_total",
+            "Files measured, by how that went: measured, or why not. The file is kept either way.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._findings = Counter(
+            "wavekeep_downloader_quality_findings_total",
+            "What was odd about how files sound.",
+            ["finding"],
+            registry=registry,
+        )
+        for outcome in ("measured", *Failure):
+            self._inspections.labels(str(outcome))
+        for finding in Finding:
+            self._findings.labels(str(finding))
         self.crash_loops = crash_loops(registry, "downloader")
         self._in_progress = Gauge("wavekeep_downloader_attempts_in_progress", "Attempts under way.", registry=registry)
         self.stored = Counter(
@@ -107,6 +124,12 @@ class DownloaderMetrics:
             self._attempts.labels(outcome)
         for outcome in CONFIRMATIONS:
             self.confirmations.labels(outcome)
+
+    def inspected(self, quality: Quality) -> None:
+        """Count one quality run."""
+        self._inspections.labels(str(quality.failure or "measured")).inc()
+        for finding in quality.findings:
+            self._findings.labels(str(finding)).inc()
 
     @contextmanager
     def attempt(self) -> Generator[AttemptOutcome, None, None]:

@@ -60,6 +60,14 @@ class Names:
         """The audio; its digest in the name means that nobody can replace what a manifest describes."""
         return f"{self.stem}.{digest[:12]}.wav"
 
+    def waveform(self, digest: str) -> str:
+        """The picture of the audio with this digest."""
+        return f"{self.stem}.{digest[:12]}.png"
+
+    def peaks(self, digest: str) -> str:
+        """The peaks of the audio with this digest."""
+        return f"{self.stem}.{digest[:12]}.peaks.json"
+
 
 def names_of(vendor: str, task_id: str) -> Names:
     """Return the keys of a task.

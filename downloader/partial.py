@@ -85,7 +85,7 @@ class Partials:
     def note(self, path: Path, *, identity: str, validator: str, synced_bytes: int = 0) -> None:
         """Write what is known of a file, in one step."""
         note = Note(identity=identity, validator=validator, synced_bytes=synced_bytes, boot=_boot())
-        beside = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+        beside = path.with_suffix(".tmp")
         with open(beside, "xb", opener=_private) as out:
             out.write(msgspec.json.encode(note))
         beside.replace(path.with_suffix(".note"))
@@ -96,7 +96,7 @@ class Partials:
         for path in self._folder.iterdir():
             if path.suffix == ".part":
                 swept += self._sweep_part(path)
-            elif path.suffix != ".note" or not path.with_suffix(".part").exists():
+            elif not path.with_suffix(".part").exists():  # else it belongs to an attempt
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                     swept += 1

@@ -183,6 +183,9 @@ class Replacing:
                 matched=proof.matched,
             ),
             warnings=tuple(str(warning) for warning in judgement.warnings),
+            quality=None,
+            waveform=None,
+            peaks=None,
             stored_at=self._clock().astimezone(UTC),
             event_id=events.event_id(current.vendor, current.task_id, FileReplaced.TYPE, str(revision), digest),
             replacement=records.Replacement(

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from downloader.confirmation import Confirm
 from downloader.custody import Custody
 from downloader.fetch import Fetched, Sink
+from downloader.inspection import Inspector, NoInspector
 from downloader.links import Links
 from downloader.manifest import Manifest, read_manifest
 from downloader.metrics import DownloaderMetrics
@@ -199,6 +200,7 @@ class House:
         self.publisher = FakePublisher(self.steps)
         self.now = NOW + timedelta(minutes=1)
         self.confirm: Confirm = "when_possible"
+        self.inspector: Inspector = NoInspector()
         self.registry = CollectorRegistry()
         self._staging_folder = staging_folder
         self._executor = executor
@@ -214,6 +216,7 @@ class House:
             ),
             staging=Staging(self._staging_folder, executor=self._executor),
             storage=self.storage,
+            inspector=self.inspector,
             publisher=self.publisher,
             metrics=metrics,
             clock=lambda: self.now,
