@@ -7,13 +7,16 @@ MAKEFLAGS += --no-print-directory
 BROKER ?= embedded
 SEED ?=
 MINUTES ?= 10
+STRICT ?=
+SECONDS ?= 600
+KEEP ?=
 PYTHON := .venv/bin/python
 
 # What says that .venv holds what the locks and pyproject.toml ask for.
 RUN_READY := .venv/.run-ready
 DEV_READY := .venv/.dev-ready
 
-.PHONY: help run demo test faults faults-random check format docs lock clean
+.PHONY: help run demo test faults faults-random fuzz check format docs lock audit clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +36,9 @@ faults: $(DEV_READY)  ## Inject every fault, and tell what was lost or doubled (
 faults-random: $(DEV_READY)  ## Inject random faults into real processes under load (SEED=… MINUTES=…)
 	@PYTHONPATH=. $(PYTHON) -m tests.faults.random_walk --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+fuzz: $(DEV_READY)  ## Fuzz the public edge and every parser of foreign bytes (SECONDS=600; KEEP=1 lets the corpus grow)
+	@PYTHONPATH=. $(PYTHON) -m tests.fuzz --seconds $(SECONDS) $(if $(KEEP),--keep)
+
 check: $(DEV_READY)  ## Formatting, lint, import rules and types; changes nothing
 	@.venv/bin/ruff format --check --quiet
 	@.venv/bin/ruff check --quiet
@@ -48,6 +54,9 @@ docs: $(DEV_READY)  ## Write what the documentation repeats from the code
 
 lock:  ## Choose the versions of all dependencies anew (network)
 	@deploy/lock.sh
+
+audit: $(DEV_READY)  ## Look for known weaknesses of what is locked (network; STRICT=1 fails where nothing can be looked up)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) deploy/audit.py $(if $(STRICT),--strict)
 
 clean:  ## Delete .venv and caches; the data folder stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from downloader.names import names_of
 from downloader.staging import Staging
-from downloader.storage import FolderStorage, sweep
+from downloader.storage import sweep
+from downloader.storage_folder import FolderStorage
 from shared.errors import Reason, RetryableError, StartError
 from tests.contract.storages import (
     SMALL_BYTES,
@@ -173,6 +175,34 @@ async def test_a_link_in_the_place_of_a_file_is_not_followed(kit: FolderKit, tmp
     await storage.replace(AUDIO, b"ours")
     assert await storage.read(AUDIO) == b"ours"
     assert outside.read_text() == "theirs"
+
+
+async def test_the_same_name_in_other_case_is_another_object(kit: FolderKit, tmp_path: Path) -> None:
+    """Neither the conditional create nor keeping a file takes a name in other case for the same one."""
+    storage = kit.storage()
+    await storage.start()
+    assert await storage.create("kie/ab/task.json", b"lower")
+    assert await storage.create("kie/ab/TASK.json", b"upper")
+    assert (await storage.read("kie/ab/task.json"), await storage.read("kie/ab/TASK.json")) == (b"lower", b"upper")
+    await storage.keep(staged(tmp_path / "staging", b"one"), "kie/ab/task.wav")
+    await storage.keep(staged(tmp_path / "staging", b"two"), "kie/ab/TASK.wav")
+    assert (await storage.read("kie/ab/task.wav"), await storage.read("kie/ab/TASK.wav")) == (b"one", b"two")
+
+
+@pytest.mark.parametrize(
+    "task_id", ["../../outside", "..", "/etc/passwd", "a/b", ".tmp", "a\0b", "~", "C:\\x", "x" * 10_000]
+)
+async def test_a_task_id_that_is_a_path_stays_in_its_folder(kit: FolderKit, tmp_path: Path, task_id: str) -> None:
+    """Whatever a vendor calls a task, its objects lie two folders below the root and nowhere else."""
+    storage = kit.storage()
+    await storage.start()
+    before = files(tmp_path)
+    names = names_of("kie", task_id)
+    assert await storage.create(names.manifest, b"{}")
+    await storage.keep(staged(tmp_path / "staging"), names.audio("0" * 64))
+    assert len(kit.listing()) == 2
+    assert all(key.startswith("kie/") and key.count("/") == 2 for key in kit.listing())
+    assert {path for path in files(tmp_path) - before if not path.startswith("files/kie/")} == set()
 
 
 async def test_what_a_killed_writer_left_is_swept(kit: FolderKit) -> None:

@@ -13,7 +13,9 @@ from yarl import URL
 
 from downloader.fence import Fence, parse_opening
 from downloader.fetch import Fetched, Fetcher
+from downloader.gate import Gate
 from shared.errors import PermanentError, Reason, RetryableError, WavekeepError
+from tests.hostile_links import FORBIDDEN_ADDRESSES, PUBLIC_ADDRESSES, SPELLINGS, spelled
 from tests.integration.raw_server import (
     LIMITS,
     LOOPS,
@@ -36,40 +38,17 @@ from tests.integration.raw_server import (
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1", "127.0.0.2"])
 
 FILE = sending(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
-SPELLINGS = (
-    "127.0.0.1",
-    "127.1",
-    "127.0.1",
-    "0",
-    "0.0.0.0",
-    "2130706433",
-    "017700000001",
-    "0177.0.0.1",
-    "0x7f000001",
-    "0x7f.1",
-    "127.0.0.1.",
-    "127.255.255.254",
-    "127%2e0.0.1",
-    "\uff11\uff12\uff17.0.0.1",
-    "\u2460\u2461\u2466.0.0.1",
-    "127\u30020\u30020\u30021",
-    "localhost",
-    "LOCALHOST",
-    "localhost.",
-    "[::ffff:127.0.0.1]",
-    "[::FFFF:7F00:1]",
-    "[0:0:0:0:0:ffff:127.0.0.1]",
-    "user:pw@127.0.0.1",
-    "files.example.com@127.0.0.1",
-)
 
 
 class Fooled(Fence):
-    """A fence that lets every URL through, so that only what is asked at the socket can refuse."""
+    """A fence that lets every URL through that the client could read, so that only the socket's judgement is left."""
 
     def judge_url(self, url: str) -> URL:
         """Let it through."""
-        return URL(url)
+        try:
+            return URL(url)
+        except ValueError as error:
+            raise PermanentError(Reason.URL_MALFORMED, "not even the client can read it") from error
 
     def judge_redirect(self, previous: URL, location: str, hop: int) -> URL:
         """Let it through."""
@@ -111,30 +90,72 @@ def refused(outcome: Fetched | WavekeepError, reason: Reason) -> bool:
     return isinstance(outcome, PermanentError) and outcome.reason is reason
 
 
-@pytest.mark.parametrize("host", SPELLINGS)
-def test_by_default_no_spelling_reaches_loopback(run: Run, host: str) -> None:
+@pytest.mark.parametrize("template", SPELLINGS)
+def test_by_default_no_spelling_reaches_loopback(run: Run, template: str) -> None:
     """Without openings every way to write loopback is refused before anything is connected."""
 
     async def story() -> tuple[Fetched | WavekeepError, RawServer]:
         async with serving(FILE) as server:
-            return await attempt(Fetcher(Fence(), LIMITS), server.url(host=host, scheme="https")), server
+            return await attempt(Fetcher(Fence(), LIMITS), spelled(template, server.port)), server
 
     outcome, server = run(story())
     assert isinstance(outcome, PermanentError)
     assert server.connections == 0
 
 
-@pytest.mark.parametrize("host", SPELLINGS)
-def test_the_socket_is_judged_whatever_the_url_looked_like(run: Run, host: str) -> None:
+@pytest.mark.parametrize("template", SPELLINGS)
+def test_the_socket_is_judged_whatever_the_url_looked_like(run: Run, template: str) -> None:
     """Even where the check of the URL let a spelling through, nothing is connected to what is behind it."""
 
     async def story() -> tuple[Fetched | WavekeepError, RawServer]:
         async with serving(FILE) as server:
-            return await attempt(Fetcher(Fooled(), LIMITS), server.url(host=host)), server
+            url = spelled(template, server.port, scheme="http")
+            return await attempt(Fetcher(Fooled(), LIMITS), url), server
 
     outcome, server = run(story())
     assert isinstance(outcome, WavekeepError)
     assert outcome.reason in {Reason.ADDRESS_FORBIDDEN, Reason.HOST_UNRESOLVED, Reason.URL_MALFORMED}
+    assert server.connections == 0
+
+
+def test_no_address_inside_is_connected_to(run: Run) -> None:
+    """The DNS may answer any address of the table: none is connected to, alone or before a public one."""
+
+    async def story() -> list[tuple[str, Fetched | WavekeepError]]:
+        outcomes = []
+        for address in FORBIDDEN_ADDRESSES:
+            for answers in ([address], [address, "8.8.8.8"]):
+                fetcher = Fetcher(Fence(), LIMITS, resolver=ScriptedResolver(answers))
+                outcomes.append((address, await attempt(fetcher, "https://files.test/a.wav")))
+        return outcomes
+
+    passed = [address for address, outcome in run(story()) if not refused(outcome, Reason.ADDRESS_FORBIDDEN)]
+    assert passed == []
+
+
+@pytest.mark.parametrize("address", PUBLIC_ADDRESSES)
+def test_a_public_neighbour_is_connected_to(address: str) -> None:
+    """The gate refuses no more than it must: a socket is made for a public address beside the reserved ones."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    gate = Gate(Fence(), "https", ScriptedResolver([]))
+    gate.open_socket((family, socket.SOCK_STREAM, 0, "", (address, 443))).close()
+    assert gate.refusal is None
+
+
+def test_an_alias_of_a_name_inside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public name that is a CNAME of one inside is judged by the address at its end, with the system's resolver."""
+
+    def answer(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "intranet.internal", ("127.0.0.1", port))]
+
+    async def story() -> tuple[Fetched | WavekeepError, RawServer]:
+        async with serving(FILE) as server:
+            monkeypatch.setattr(socket, "getaddrinfo", answer)
+            return await attempt(Fetcher(Fence(), LIMITS), "https://alias.example.com/a.wav"), server
+
+    with running("asyncio") as run:  # the other loop asks the system past Python's own function
+        outcome, server = run(story())
+    assert refused(outcome, Reason.ADDRESS_FORBIDDEN)
     assert server.connections == 0
 
 
@@ -319,6 +340,47 @@ def test_redirects_to_inside_are_refused(run: Run) -> None:
         return outcomes
 
     assert all(isinstance(outcome, PermanentError) for outcome in run(story()))
+
+
+def test_every_hop_is_judged_like_the_first(run: Run) -> None:
+    """On the second and the third hop too no spelling of loopback is reached."""
+
+    async def story() -> list[tuple[str, Fetched | WavekeepError]]:
+        outcomes = []
+        async with serving(FILE) as inside:
+            for template in SPELLINGS:
+                location = spelled(template, inside.port)
+                if set(location) & set("\r\n\0") or not location.isascii():
+                    continue  # cannot stand in a header
+                async with (
+                    serving(redirecting(location)) as third,
+                    serving(redirecting(third.url())) as second,
+                    serving(redirecting(second.url())) as first,
+                ):
+                    fetcher = Fetcher(opened(first, second, third), LIMITS)
+                    outcomes.append((template, await attempt(fetcher, first.url())))
+                    assert third.connections == 1
+            assert inside.connections == 0
+        return outcomes
+
+    outcomes = run(story())
+    assert len(outcomes) > 30
+    assert [template for template, outcome in outcomes if not isinstance(outcome, PermanentError)] == []
+
+
+def test_no_cookie_goes_from_one_download_to_the_next(run: Run) -> None:
+    """What one download was given, the next one of the same fetcher does not bring."""
+
+    async def story() -> RawServer:
+        answer = sending(b"HTTP/1.1 200 OK\r\nSet-Cookie: session=secret\r\nContent-Length: 3\r\n\r\nabc")
+        async with serving(answer) as server, Fetcher(opened(server), LIMITS) as fetcher:
+            for _ in range(3):
+                await fetcher.fetch(server.url(), Kept())
+            return server
+
+    server = run(story())
+    assert len(server.requests) == 3
+    assert not any(b"cookie" in request.lower() or b"secret" in request for request in server.requests)
 
 
 def test_https_does_not_step_down(run: Run) -> None:

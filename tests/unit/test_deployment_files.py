@@ -1,5 +1,6 @@
 """Image, compose file and Makefile say the same as the code does, and open nothing by default."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -44,6 +45,31 @@ def test_a_service_has_the_least_it_needs(name: str) -> None:
     assert service["command"] == ["python", "-m", name]
     assert "user" not in service
     assert "privileged" not in service
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", *OURS])
+def test_nothing_of_the_host_is_lent(name: str) -> None:
+    """No service sees the host's processes, network, devices or engine; what is mounted from it is read-only."""
+    service = SERVICES[name]
+    assert {"privileged", "pid", "ipc", "network_mode", "userns_mode", "devices", "cap_add", "cgroup"}.isdisjoint(
+        service
+    )
+    mounts = [mount.split(":") for mount in service.get("volumes", ())]
+    for source, target, *options in mounts:
+        assert (source in COMPOSE["volumes"]) != (options == ["ro"])
+        assert "docker.sock" not in source + target
+    if name in OURS:
+        assert {target for _, target, *options in mounts if not options} <= {"/data"}
+        assert all("size=" in mount for mount in service["tmpfs"])
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", *OURS])
+def test_no_health_check_needs_a_shell(name: str) -> None:
+    """A check is a program and its arguments, so that an image without a shell is watched too."""
+    told = SERVICES[name]["healthcheck"].get("test") or json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
+    assert isinstance(told, list)
+    assert told[0] != "CMD-SHELL"
+    assert not {"sh", "bash", "/bin/sh"} & set(told)
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", *OURS])
@@ -158,6 +184,7 @@ def test_the_image_runs_without_root_and_without_a_shell() -> None:
             assert line.split(" ", 1)[1].startswith("[")
     assert " CMD [" in f" {instruction('HEALTHCHECK')}"
     assert any("--require-hashes" in line for line in lines)
+    assert not any(re.search("TOKEN|PASS|SECRET|KEY", line) for line in lines if line.startswith(("ENV", "ARG")))
 
 
 def test_the_image_holds_every_package_of_the_wheel_and_nothing_else() -> None:

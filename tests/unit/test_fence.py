@@ -7,92 +7,9 @@ from yarl import URL
 
 from downloader.fence import Fence, Opening, parse_opening
 from shared.errors import PermanentError, Reason
+from tests.hostile_links import FORBIDDEN_ADDRESSES, KINDS, PUBLIC_ADDRESSES, SPELLINGS, spelled
 
 CLOSED = Fence()
-
-FORBIDDEN_NETWORKS = (
-    "127.0.0.0/8",
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "169.254.0.0/16",
-    "100.64.0.0/10",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "198.18.0.0/15",
-    "192.88.99.0/24",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-    "168.63.129.16/32",
-    "::/128",
-    "::1/128",
-    "fe80::/10",
-    "fc00::/7",
-    "fec0::/10",
-    "ff00::/8",
-    "::/96",
-    "64:ff9b::/96",
-    "64:ff9b:1::/48",
-    "2002::/16",
-    "2001::/23",
-    "2001:db8::/32",
-    "3fff::/20",
-    "100::/64",
-    "5f00::/16",
-    "4000::/3",
-)
-SINGLE_ADDRESSES = (
-    "169.254.169.254",
-    "100.100.100.200",
-    "192.0.0.9",
-    "192.0.0.192",
-    "224.0.1.1",
-    "255.255.255.255",
-    "::ffff:127.0.0.1",
-    "::ffff:10.1.2.3",
-    "::ffff:a9fe:a9fe",
-    "::127.0.0.1",
-    "64:ff9b::7f00:1",
-    "2002:7f00:1::",
-    "2001:0:7f00:1::",
-    "fd00:ec2::254",
-    "ff0e::1",
-)
-FORBIDDEN_ADDRESSES = tuple(
-    dict.fromkeys(
-        [str(ip_network(network)[at]) for network in FORBIDDEN_NETWORKS for at in (0, -1)] + list(SINGLE_ADDRESSES)
-    )
-)
-PUBLIC_ADDRESSES = (
-    "1.1.1.1",
-    "8.8.8.8",
-    "9.255.255.255",
-    "11.0.0.0",
-    "100.63.255.255",
-    "100.128.0.0",
-    "126.255.255.255",
-    "128.0.0.1",
-    "168.63.129.15",
-    "168.63.129.17",
-    "169.253.255.255",
-    "172.15.255.255",
-    "172.32.0.0",
-    "192.0.1.0",
-    "192.88.98.255",
-    "192.167.255.255",
-    "198.17.255.255",
-    "198.20.0.0",
-    "223.255.255.255",
-    "2001:200::1",
-    "2001:4860:4860::8888",
-    "2400:cb00::1",
-    "2606:4700::1111",
-    "2a00:1450:4001::200e",
-    "::ffff:8.8.8.8",
-)
 
 MALFORMED = (
     # decimal, octal, hex and short addresses
@@ -286,6 +203,18 @@ def test_ambiguous_spellings_are_refused(url: str) -> None:
 def test_openings_do_not_make_spellings_readable(url: str) -> None:
     """An opening widens what may be reached, never how it may be written."""
     assert refusal(Fence((parse_opening("0.0.0.0/0"), parse_opening("::/0"))), url) is Reason.URL_MALFORMED
+
+
+@pytest.mark.parametrize("template", SPELLINGS)
+def test_no_spelling_of_loopback_passes(template: str) -> None:
+    """All 41 ways to write loopback are refused, and none of them for want of a right port."""
+    assert refusal(CLOSED, spelled(template, 443)) in {Reason.URL_MALFORMED, Reason.ADDRESS_FORBIDDEN}
+
+
+def test_every_kind_of_spelling_is_tried() -> None:
+    """The table holds every kind of spelling that was found to fool a client, 41 in all."""
+    assert all(KINDS.values())
+    assert len(set(SPELLINGS)) == 41
 
 
 @pytest.mark.parametrize("url", INSIDE)

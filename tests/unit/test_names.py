@@ -88,3 +88,10 @@ def test_an_id_that_is_anothers_digest_shares_no_key() -> None:
     digests = ((odd, sha256(odd.encode()).hexdigest()) for odd in (f"odd id {number}" for number in count()))
     odd, digest = next(pair for pair in digests if sha256(pair[1].encode()).hexdigest()[:2] == pair[1][:2])
     assert not keys(names_of("apibox", odd)) & keys(names_of("apibox", digest))
+
+
+@given(PLAIN)
+def test_the_same_id_in_other_case_shares_no_key(task_id: str) -> None:
+    """Two tasks whose ids differ in nothing but case are two tasks."""
+    if task_id.upper() != task_id.lower():
+        assert not keys(names_of("kie", task_id.upper())) & keys(names_of("kie", task_id.lower()))
