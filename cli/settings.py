@@ -8,5 +8,8 @@ from ingress.settings import IngressSettings
 from notifier.settings import NotifierSettings
 
 
-class CliSettings(IngressSettings, DownloaderSettings, NotifierSettings):
-    """What an operator's command needs to know. It listens nowhere, and needs no secret of a vendor's."""
+class CliSettings(DownloaderSettings, IngressSettings, NotifierSettings):
+    """What an operator's command needs to know. It listens nowhere, and needs no secret of a vendor's.
+
+    The downloader comes first: of the vendors' API keys its word counts.
+    """

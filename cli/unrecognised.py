@@ -56,21 +56,26 @@ def replay(
     everything: bool,
     json_output: bool,
 ) -> None:
-    """Read callbacks again with this version; what it recognises goes on as the report it is, the rest stays."""
-    retention = settings().retention()
+    """Read callbacks again with this version; what it recognises goes on as the report it is, the rest stays.
 
-    async def read_all(opened: Broker, found: Sequence[Kept], progress: Progress) -> int:
+    A success without a link goes on too where the environment has the vendor's API key: the downloader asks for it.
+    """
+    found = settings()
+    retention, askable = found.retention(), found.askable()
+
+    async def read_all(opened: Broker, all_kept: Sequence[Kept], progress: Progress) -> int:
         reports: dict[str, Event] = {}
-        for kept in found:
+        for kept in all_kept:
             try:
                 event = events.decode(kept.body)
             except PermanentError:
                 continue
             if isinstance(event.data, ReportUnrecognised):
-                report = read_again(event.data, retention=retention[event.data.vendor])
+                vendor_of = event.data.vendor
+                report = read_again(event.data, retention=retention[vendor_of], askable=vendor_of in askable)
                 if report is not None:
                     reports[kept.id] = events.make(report, time=report.received_at, traceparent=event.traceparent)
-        progress(len(found) - len(reports))
+        progress(len(all_kept) - len(reports))
 
         async def publish(kept: Kept) -> None:
             event = reports[kept.id]

@@ -1,7 +1,7 @@
 """Writes what the documentation repeats from the code: `make docs`.
 
-Responsible for: `docs/asyncapi.yaml`, and the tables between the markers in `docs/configuration.md` and
-`docs/metrics.md`. `tests/unit/test_docs.py` fails where one of them is behind the code.
+Responsible for: `docs/asyncapi.yaml`, `docs/openapi.yaml`, and the tables between the markers in
+`docs/configuration.md` and `docs/metrics.md`. `tests/unit/test_docs.py` fails where one of them is behind the code.
 """
 
 import re
@@ -16,6 +16,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from downloader.metrics import DownloaderMetrics
 from downloader.settings import DownloaderSettings
+from ingress import openapi
+from ingress.http import LARGEST_BODY_BYTES
 from ingress.metrics import IngressMetrics
 from ingress.settings import IngressSettings
 from notifier.metrics import NotifierMetrics
@@ -41,17 +43,13 @@ def build() -> dict[Path, str]:
     """Return every file that is made from the code, with the content it should have."""
     configuration, metrics = DOCS / "configuration.md", DOCS / "metrics.md"
     return {
-        DOCS / "asyncapi.yaml": asyncapi(),
+        DOCS / "asyncapi.yaml": _yaml(document(product_version()), source="shared/events.py"),
+        DOCS / "openapi.yaml": _yaml(
+            openapi.document(product_version(), largest_body_bytes=LARGEST_BODY_BYTES), source="ingress/openapi.py"
+        ),
         configuration: _filled(configuration, {room: settings_table(room) for room in SETTINGS}),
         metrics: _filled(metrics, metrics_tables()),
     }
-
-
-def asyncapi() -> str:
-    """Return the AsyncAPI document as YAML."""
-    head = "# Made from shared/events.py by `make docs`.\n"
-    text: str = yaml.safe_dump(document(product_version()), sort_keys=False, width=110, allow_unicode=True)
-    return head + text
 
 
 def settings_table(room: str) -> str:
@@ -94,6 +92,11 @@ def _metrics(registry: CollectorRegistry) -> Iterator[tuple[str, str, str, str]]
         name = collector._name + ("_total" if kind == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in collector._labelnames)
         yield name.replace("SERVICE", "<service>"), kind, labels, collector._documentation
+
+
+def _yaml(content: dict[str, Any], *, source: str) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True)
+    return f"# Made from {source} by `make docs`.\n{text}"
 
 
 def _shown(default: Any) -> str:

@@ -11,7 +11,8 @@ from functools import partial
 import structlog
 from prometheus_client import CollectorRegistry
 
-from ingress.connection import EdgeRunner
+from ingress.connection import BACKLOG, EdgeRunner
+from ingress.descriptors import affordable
 from ingress.http import build_app, refuse
 from ingress.intake import Intake
 from ingress.metrics import IngressMetrics
@@ -51,9 +52,17 @@ class Ingress:
             retention=settings.retention(),
             tolerance_s=settings.signature_tolerance_s,
             clock=clock,
+            askable=settings.askable(),
+            boundary=settings.boundary(),
             on_skew=self._metrics.skewed,
+            on_stale=self._metrics.took_stale,
         )
-        self._app = build_app(intake, metrics=self._metrics, body_timeout_s=settings.ingress_body_timeout_s)
+        self._app = build_app(
+            intake,
+            metrics=self._metrics,
+            body_timeout_s=settings.ingress_body_timeout_s,
+            most_in_flight=settings.ingress_max_in_flight,
+        )
         self.port: int | None = None
         """Where it listens, once it does."""
         self.listening = asyncio.Event()
@@ -73,8 +82,11 @@ class Ingress:
             make_runner=partial(
                 EdgeRunner,
                 refuse=partial(refuse, self._metrics),
+                metrics=self._metrics,
                 head_timeout_s=settings.ingress_body_timeout_s,
+                connections=affordable(settings.ingress_max_connections),
             ),
+            backlog=BACKLOG,
         ) as self.port:
             log.info(
                 "ingress.listening",

@@ -22,9 +22,11 @@ class Doubt(StrEnum):
     TOKEN_WRONG = "token_wrong"  # noqa: S105
     SIGNATURE_MISSING = "signature_missing"
     SIGNATURE_WRONG = "signature_wrong"
+    SIGNATURE_STALE = "signature_stale"
     TIMESTAMP_OUTSIDE = "timestamp_outside"
     TASK_MISSING = "task_missing"
     VENDOR_NOT_SERVED = "vendor_not_served"
+    SOURCE_OUTSIDE = "source_outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ def doubt_signature(
         task_id: as the body names it.
         timestamp: of the header, Unix seconds as text.
         signature: of the header, base64.
-        tolerance_s: how far the timestamp may be from now, either way.
+        tolerance_s: how far the timestamp may be from now, either way. Beyond it, a right signature of the past is
+            `SIGNATURE_STALE`, and one of the future, which no vendor makes, `TIMESTAMP_OUTSIDE`.
     """
     if not credentials.hmac_keys:
         return None
@@ -79,9 +82,10 @@ def doubt_signature(
     expected = tuple(sign(key, task_id, timestamp).encode() for key in credentials.hmac_keys)
     if not _is_one_of(signature.encode(errors="replace"), expected):
         return Doubt.SIGNATURE_WRONG
-    if abs(now.timestamp() - sent_at) > tolerance_s:
-        return Doubt.TIMESTAMP_OUTSIDE
-    return None
+    age_s = now.timestamp() - sent_at
+    if abs(age_s) <= tolerance_s:
+        return None
+    return Doubt.SIGNATURE_STALE if age_s > 0 else Doubt.TIMESTAMP_OUTSIDE
 
 
 def proven_skew_s(
@@ -93,12 +97,13 @@ def proven_skew_s(
     always is.
 
     Args:
-        doubt: what `doubt_signature` said of it: outside is rightly signed too, for the signature is judged first.
+        doubt: what `doubt_signature` said of it: stale and outside are rightly signed too, for the signature is judged
+            first.
 
     Returns:
         None where nothing proves who wrote the timestamp.
     """
-    if not credentials.hmac_keys or doubt not in (None, Doubt.TIMESTAMP_OUTSIDE):
+    if not credentials.hmac_keys or doubt not in (None, Doubt.SIGNATURE_STALE, Doubt.TIMESTAMP_OUTSIDE):
         return None
     sent_at = _read_timestamp(timestamp or "")
     return None if sent_at is None else now.timestamp() - sent_at

@@ -49,6 +49,17 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Linkless:
+    """The vendor says that it has a file, but not where: it may tell when asked."""
+
+    task_id: str
+    explanation: str
+    code: int
+    message: str
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Unrecognised:
     """JSON of no known shape, or one that says too little."""
 
@@ -56,7 +67,7 @@ class Unrecognised:
     explanation: str
 
 
-Reading = Succeeded | Failed | Unrecognised
+Reading = Succeeded | Failed | Linkless | Unrecognised
 
 
 def parse(body: bytes) -> Mapping[str, Any]:
@@ -98,8 +109,10 @@ def read(document: Mapping[str, Any], *, received_at: datetime) -> Reading:
         return Failed(task_id, code, message, completed_at)
     if state == "fail":
         return Failed(task_id, as_number(data.get("failCode")) or FAILED_CODE, message, completed_at)
+    if url is None and "callbackType" in data:  # the same vendors' music tasks bear one: no WAV to ask for
+        return Unrecognised(task_id, "it tells of a music task, not of a WAV")
     if url is None:
-        return Unrecognised(task_id, "it tells success without a link to a WAV")
+        return Linkless(task_id, "it tells success without a link to a WAV", code, message, completed_at)
     return Succeeded(task_id, url, code, message, completed_at)
 
 

@@ -4,13 +4,14 @@ Responsible for: the one way from an authenticated body to a confirmed report. I
 nor which broker confirms. What it returns was durable before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from ingress import callback
 from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token, proven_skew_s
 from ingress.report import make_report
+from ingress.source import EVERYWHERE, Address, Boundary, Source, client_address
 from shared import events
 from shared.clock import Clock
 from shared.events import Trust
@@ -28,11 +29,17 @@ class Proofs:
 
 
 class NotAuthenticError(Exception):
-    """A configured proof does not hold."""
+    """A configured proof does not hold, or the callback comes from elsewhere than it may.
 
-    def __init__(self, doubt: Doubt) -> None:
+    Args:
+        doubt: which of the closed list.
+        address: that was judged, where it was asked where the callback comes from and the answer is known.
+    """
+
+    def __init__(self, doubt: Doubt, address: Address | None = None) -> None:
         super().__init__(doubt)
         self.doubt = doubt
+        self.address = address
 
 
 class Intake:
@@ -43,7 +50,11 @@ class Intake:
         credentials: of each vendor that is served.
         retention: how long each vendor keeps a file.
         tolerance_s: of a signature's timestamp.
+        askable: the vendors that can be asked whether a callback is true, and for a link that it lacks. Of these a
+            right but stale signature is taken, and told as `stale`: nothing may be fetched before the vendor confirms.
+        boundary: where callbacks may come from.
         on_skew: told how far our clock is from each rightly signed timestamp, in seconds.
+        on_stale: told of each callback that was taken although its signature is stale.
     """
 
     def __init__(
@@ -54,23 +65,35 @@ class Intake:
         retention: Mapping[Vendor, timedelta],
         tolerance_s: float,
         clock: Clock,
+        askable: Collection[Vendor] = (),
+        boundary: Boundary = EVERYWHERE,
         on_skew: Callable[[Vendor, float], None] = lambda *_: None,
+        on_stale: Callable[[Vendor], None] = lambda _: None,
     ) -> None:
         self._publisher = publisher
         self._credentials = credentials
         self._retention = retention
         self._tolerance_s = tolerance_s
         self._clock = clock
+        self._askable = frozenset(askable)
+        self._boundary = boundary
         self._on_skew = on_skew
+        self._on_stale = on_stale
 
-    def check_token(self, vendor: Vendor, proofs: Proofs) -> None:
+    def admit(self, vendor: Vendor, proofs: Proofs, source: Source) -> None:
         """Judge what needs no body, so that a stranger's body is never read.
 
         Raises:
-            NotAuthenticError: the vendor is not served, or its token does not hold.
+            NotAuthenticError: the vendor is not served, may not call from there, or its token does not hold.
         """
         credentials = self._credentials.get(vendor)
-        doubt = Doubt.VENDOR_NOT_SERVED if credentials is None else doubt_token(credentials, proofs.token)
+        if credentials is None:
+            raise NotAuthenticError(Doubt.VENDOR_NOT_SERVED)
+        if self._boundary.restricts(vendor):
+            address = client_address(source, self._boundary.proxies)
+            if not self._boundary.admits(vendor, address):
+                raise NotAuthenticError(Doubt.SOURCE_OUTSIDE, address)
+        doubt = doubt_token(credentials, proofs.token)
         if doubt is not None:
             raise NotAuthenticError(doubt)
 
@@ -96,7 +119,8 @@ class Intake:
         skew_s = proven_skew_s(credentials, doubt, timestamp=proofs.timestamp, now=received_at)
         if skew_s is not None:
             self._on_skew(vendor, skew_s)
-        if doubt is not None:
+        stale = doubt is Doubt.SIGNATURE_STALE and vendor in self._askable
+        if doubt is not None and not stale:
             raise NotAuthenticError(doubt)
         report = make_report(
             vendor,
@@ -104,18 +128,21 @@ class Intake:
             body,
             received_at=received_at,
             retention=self._retention[vendor],
-            trust=_trust(credentials),
+            trust=_trust(credentials, stale=stale),
+            askable=vendor in self._askable,
         )
         event = events.make(report, time=received_at, traceparent=traceparent)
         await self._publisher.publish(report.EXCHANGE, event.routing_key, events.encode(event), event_id=event.id)
+        if stale:
+            self._on_stale(vendor)
         return event
 
 
-def _trust(credentials: Credentials) -> tuple[Trust, ...]:
+def _trust(credentials: Credentials, *, stale: bool) -> tuple[Trust, ...]:
     """Name the proofs that held: all that are configured."""
     found: list[Trust] = []
     if credentials.tokens:
         found.append("token")
     if credentials.hmac_keys:
-        found.append("signature")
+        found.append("stale" if stale else "signature")
     return tuple(found) or ("none",)

@@ -9,7 +9,7 @@ from ingress.authenticity import Doubt
 from ingress.problems import Refusal
 from shared.vendors import Vendor
 
-READINGS = ("succeeded", "failed", "unrecognised")
+READINGS = ("succeeded", "failed", "linkless", "unrecognised")
 
 
 class IngressMetrics:
@@ -46,6 +46,21 @@ class IngressMetrics:
             ["vendor"],
             registry=registry,
         )
+        self.connections = Gauge("wavekeep_ingress_connections", "Open connections.", registry=registry)
+        self.displaced = Counter(
+            "wavekeep_ingress_connections_displaced_total",
+            "Connections closed to make room for new ones.",
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "wavekeep_ingress_callbacks_in_flight", "Callbacks being read or made durable.", registry=registry
+        )
+        self._stale = Counter(
+            "wavekeep_ingress_callbacks_stale_total",
+            "Callbacks taken although their right signature is too old: fetched only once the vendor confirms.",
+            ["vendor"],
+            registry=registry,
+        )
         self._skew = Gauge(
             "wavekeep_ingress_signature_skew_seconds",
             "Our clock minus the timestamp of the latest rightly signed callback, taken or refused.",
@@ -54,6 +69,7 @@ class IngressMetrics:
         )
         for vendor in Vendor:
             self._skew.labels(str(vendor))
+            self._stale.labels(str(vendor))
             self.unauthenticated.labels(str(vendor))
             for reading in READINGS:
                 self.accepted.labels(str(vendor), reading)
@@ -65,3 +81,7 @@ class IngressMetrics:
     def skewed(self, vendor: Vendor, skew_s: float) -> None:
         """Note how far our clock is from a rightly signed timestamp."""
         self._skew.labels(str(vendor)).set(skew_s)
+
+    def took_stale(self, vendor: Vendor) -> None:
+        """Note a callback that was taken although its signature is stale."""
+        self._stale.labels(str(vendor)).inc()

@@ -23,6 +23,7 @@ class Refusal(StrEnum):
     TOO_LARGE = "too_large"
     WRONG_TYPE = "wrong_type"
     ENCODED = "encoded"
+    SHEDDING = "shedding"
     NOT_DURABLE = "not_durable"
     CUT_OFF = "cut_off"
     FAULT = "fault"
@@ -38,6 +39,7 @@ _STATUS_AND_TITLE: dict[Refusal, tuple[int, str]] = {
     Refusal.TOO_LARGE: (413, "The body is too large"),
     Refusal.WRONG_TYPE: (415, "The body must be application/json in UTF-8"),
     Refusal.ENCODED: (415, "The body must not be encoded"),
+    Refusal.SHEDDING: (429, "Too much is in hand; send the callback again"),
     Refusal.NOT_DURABLE: (503, "The callback could not be kept; send it again"),
     Refusal.CUT_OFF: (400, "The body was cut off"),
     Refusal.FAULT: (500, "A fault of ours"),

@@ -8,8 +8,11 @@ import hashlib
 from datetime import datetime, timedelta
 
 from ingress import callback
-from shared.events import Data, ReportFailed, ReportSucceeded, ReportUnrecognised, Trust
+from shared.events import ReportFailed, ReportLinkless, ReportSucceeded, ReportUnrecognised, Trust
 from shared.vendors import Vendor
+
+Understood = ReportSucceeded | ReportFailed | ReportLinkless
+"""What the downloader takes."""
 
 
 def make_report(
@@ -20,16 +23,19 @@ def make_report(
     received_at: datetime,
     retention: timedelta,
     trust: tuple[Trust, ...],
-) -> Data:
+    askable: bool,
+) -> Understood | ReportUnrecognised:
     """Return the report of a reading.
 
     Args:
-        body: that was read; kept where it was not recognised.
+        body: that was read; kept where it was not recognised, or lacks a link.
         received_at: the first reception, aware.
         retention: how long the vendor keeps a file.
         trust: the proofs that held.
+        askable: whether the vendor can be asked for the link that a success lacks. Else that is not recognised: only a
+            person can help.
     """
-    if isinstance(reading, callback.Unrecognised):
+    if isinstance(reading, callback.Unrecognised) or (isinstance(reading, callback.Linkless) and not askable):
         return ReportUnrecognised(
             vendor=vendor,
             task_id=reading.task_id,
@@ -50,6 +56,18 @@ def make_report(
             deadline=deadline,
             trust=trust,
         )
+    if isinstance(reading, callback.Linkless):
+        return ReportLinkless(
+            vendor=vendor,
+            task_id=reading.task_id,
+            code=reading.code,
+            message=reading.message,
+            explanation=reading.explanation,
+            body=body.decode(),
+            received_at=received_at,
+            deadline=deadline,
+            trust=trust,
+        )
     return ReportSucceeded(
         vendor=vendor,
         task_id=reading.task_id,
@@ -62,8 +80,10 @@ def make_report(
     )
 
 
-def read_again(kept: ReportUnrecognised, *, retention: timedelta) -> ReportSucceeded | ReportFailed | None:
+def read_again(kept: ReportUnrecognised, *, retention: timedelta, askable: bool) -> Understood | None:
     """Read the body of an unrecognised callback again; None where it still says nothing we know.
+
+    A success without a link becomes one to ask for where the vendor has become askable since.
 
     It stays the callback that it was: first received then, trusted as then, and from the vendor itself, so its origin
     is `callback`, whoever had it read again. The deadline is what it would have been.
@@ -74,6 +94,12 @@ def read_again(kept: ReportUnrecognised, *, retention: timedelta) -> ReportSucce
     except callback.MalformedCallbackError:
         return None
     report = make_report(
-        kept.vendor, reading, body, received_at=kept.received_at, retention=retention, trust=kept.trust
+        kept.vendor,
+        reading,
+        body,
+        received_at=kept.received_at,
+        retention=retention,
+        trust=kept.trust,
+        askable=askable,
     )
-    return report if isinstance(report, ReportSucceeded | ReportFailed) else None
+    return None if isinstance(report, ReportUnrecognised) else report

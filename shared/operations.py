@@ -77,6 +77,7 @@ async def serving(
     port: int,
     *,
     shutdown_timeout_s: float = 5.0,
+    backlog: int = 128,
     make_runner: Callable[..., web.AppRunner] = web.AppRunner,
 ) -> AsyncGenerator[int, None]:
     """Serve an application while the context lasts; yields the port. On leaving, answers in progress may finish.
@@ -87,7 +88,7 @@ async def serving(
     runner = make_runner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown_timeout_s)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, reuse_address=True)
+        site = web.TCPSite(runner, host, port, reuse_address=True, backlog=backlog)
         try:
             await site.start()
         except OSError as error:

@@ -5,30 +5,40 @@ its own in its own `settings` module. Catalogue: `docs/configuration.md`, held a
 read the environment on import, and no secret may show in an error.
 """
 
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from shared.errors import StartError
 
 PREFIX = "WAVEKEEP_"
+LARGEST_SECRET_BYTES = 64 * 1024
 
 
-def _split(value: Any) -> Any:
+def split(value: Any) -> Any:
+    """Split a text at its commas; leave everything else as it is."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def broker_urls(value: str) -> tuple[str, ...]:
-    """Split what names a broker into its URLs: several are the nodes of one cluster, separated by commas.
+    """Split what names a broker into its URLs: several are the nodes of one cluster, separated by commas or lines.
 
     A comma elsewhere, in a password say, separates nothing.
     """
-    return tuple(re.split(r"\s*,\s*(?=amqps?://)", value.strip()))
+    return tuple(re.split(r"\s*[,\n]\s*(?=amqps?://)", value.strip()))
 
 
 def _broker(value: str) -> str:
@@ -39,6 +49,8 @@ def _broker(value: str) -> str:
 
 
 def _broker_url(value: str, *, several: bool) -> None:
+    if re.search(r"[\r\n\t]", value):
+        raise ValueError("must not be broken by a line's end or a tab")  # urlsplit would leave it out unseen
     parts = urlsplit(value)
     if not several and parts.scheme == "embedded" and parts.path.startswith("/") and not parts.netloc:
         return
@@ -58,10 +70,10 @@ def existing_file(value: Path) -> Path:
     return value
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
 """Comma-separated."""
 
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split)]
 """Comma-separated, so that two are valid while rotating."""
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -105,6 +117,25 @@ class ServiceSettings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment, and before it the files that it names for secrets."""
+        return init_settings, _SecretFiles(settings_cls), env_settings
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_secret_file(cls, value: Any) -> Any:
+        if not isinstance(value, _Unread):
+            return value
+        raise ValueError(value.problem)
+
     @property
     def embedded_path(self) -> Path | None:
         """The queue file of the embedded broker; None where the broker is RabbitMQ."""
@@ -116,6 +147,68 @@ class ServiceSettings(BaseSettings):
             return None
         path = Path(parts.path)
         return path / "queue.sqlite3" if path.is_dir() else path
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """In the place of a secret that could not be read, so that this is told with all other problems."""
+
+    problem: str
+
+
+class _SecretFiles(EnvSettingsSource):
+    """The secrets in the files that variables `NAME_FILE` name, as container platforms mount them."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Return what was read, by setting; no content of a file is ever in a problem."""
+        found: dict[str, Any] = {}
+        for name in secret_settings(self.settings_cls):
+            variable = f"{PREFIX}{name}"
+            path = self.env_vars.get(f"{variable}_file".lower())
+            if not path:
+                continue
+            if self.env_vars.get(variable.lower()):
+                found[name] = _Unread(f"give this or {variable.upper()}, not both")
+                continue
+            try:
+                text = _secret_in(Path(path))
+            except ValueError as error:
+                found[name] = _Unread(str(error))
+                continue
+            several = get_origin(self.settings_cls.model_fields[name].annotation) is tuple
+            found[name] = text.replace("\r\n", "\n").replace("\n", ",") if several else text
+        return found
+
+
+def secret_settings(model: type[BaseSettings]) -> tuple[str, ...]:
+    """Return the names of the settings that hold secrets: each may be given in a file by `NAME_FILE`."""
+    return tuple(name for name, field in model.model_fields.items() if _is_secret(field.annotation))
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
+
+
+def _secret_in(path: Path) -> str:
+    """Return what a file says, without its last line's end.
+
+    Raises:
+        ValueError: it says nothing, or cannot be read; without the path or anything of its content.
+    """
+    try:
+        with existing_file(path).open("rb") as file:  # anything else, a pipe say, might never end
+            content = file.read(LARGEST_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"must name a file that can be read ({error.strerror})") from None
+    if len(content) > LARGEST_SECRET_BYTES:
+        raise ValueError(f"must name a file of at most {LARGEST_SECRET_BYTES} bytes")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("must name a file that holds text in UTF-8") from None
+    if not text.strip(", \t\r\n"):
+        raise ValueError("must name a file that holds something")
+    return re.sub(r"\r?\n\Z", "", text)
 
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -157,4 +250,11 @@ def _problems(model: type[S], overrides: Mapping[str, Any], error: ValidationErr
 def _told(problem: Mapping[str, Any]) -> str:
     where = problem["loc"][0] if problem["loc"] else ""
     what = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{PREFIX}{str(where).upper()}: {what}" if where else what
+    return f"{_variable(str(where))}: {what}" if where else what
+
+
+def _variable(setting: str) -> str:
+    """Return the variable that gives a setting: where its value is in a file, the one that names it."""
+    variable = f"{PREFIX}{setting.upper()}"
+    given = {name.upper() for name, value in os.environ.items() if value}
+    return f"{variable}_FILE" if f"{variable}_FILE" in given else variable

@@ -25,7 +25,7 @@ from shared import lifecycle
 from shared.messaging.factory import build_broker
 from shared.messaging.topology import DOWNLOADER, NOTIFIER, destination_queue
 from shared.metrics import MessagingMetrics
-from shared.settings import PREFIX, load
+from shared.settings import PREFIX, load, secret_settings
 from shared.vendors import Vendor
 from standalone.banner import banner
 from standalone.sample import sample_file
@@ -99,7 +99,7 @@ async def _greet(
         public_url=settings.public_url,
         tokens=_tokens(settings),
         ops_url=f"http://{settings.ops_host}:{await operations_at}",
-        files=settings.storage_folder,
+        files=settings.object_store or str(settings.storage_folder),
         sample_link=sample_link,
         color=sys.stdout.isatty(),
         signing=frozenset(vendor for vendor in Vendor if getattr(settings, f"{vendor}_hmac_keys")),
@@ -121,4 +121,5 @@ def unknown_settings(environment: Mapping[str, str]) -> list[str]:
 
 
 def _known_settings() -> set[str]:
-    return {f"{PREFIX}{name.upper()}" for name in StandaloneSettings.model_fields}
+    names = [*StandaloneSettings.model_fields, *(f"{name}_file" for name in secret_settings(StandaloneSettings))]
+    return {f"{PREFIX}{name.upper()}" for name in names}

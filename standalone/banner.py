@@ -7,7 +7,6 @@ go to standard error. The one place where secrets are shown, on purpose: only he
 import json
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import quote
 
 from shared.vendors import Vendor
@@ -21,7 +20,7 @@ def banner(
     public_url: str | None,
     tokens: Mapping[Vendor, str],
     ops_url: str,
-    files: Path,
+    files: str,
     sample_link: str | None,
     color: bool,
     signing: frozenset[Vendor] = frozenset(),
@@ -33,7 +32,7 @@ def banner(
         public_url: where vendors reach it, if that is known.
         tokens: of the vendors that are served by token.
         ops_url: of the operations server.
-        files: the folder files are kept in.
+        files: the folder or the address that files are kept in.
         sample_link: of the sample file, if it is served.
         color: whether the reader's terminal shows colour.
         signing: vendors whose callbacks must be signed too; a `curl` line could not do that.

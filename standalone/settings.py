@@ -13,8 +13,11 @@ from notifier.settings import NotifierSettings
 from shared.settings import Port
 
 
-class StandaloneSettings(IngressSettings, DownloaderSettings, NotifierSettings):
-    """What the single process needs to know."""
+class StandaloneSettings(DownloaderSettings, IngressSettings, NotifierSettings):
+    """What the single process needs to know.
+
+    The downloader comes first: of the vendors' API keys its word counts, for it sends them.
+    """
 
     ops_port: Port = Field(default=9100, description="Port of the operations server; 0 takes a free one.")
     public_url: str | None = Field(

@@ -161,6 +161,7 @@ def unread(body: dict[str, Any], *, vendor: Vendor = Vendor.KIE, at: datetime) -
         received_at=at,
         retention=timedelta(days=14),
         trust=("token", "signature"),
+        askable=False,
     )
 
 

@@ -19,7 +19,7 @@ from cli import session, waiting
 from cli.__main__ import main
 from shared import events
 from shared.errors import PermanentError, Reason
-from shared.events import ReportFailed, ReportSucceeded
+from shared.events import ReportFailed, ReportLinkless, ReportSucceeded
 from shared.messaging.port import Message
 from shared.messaging.topology import UNRECOGNISED
 from shared.vendors import Vendor
@@ -35,6 +35,7 @@ from tests.integration.cli_house import (
     succeeded,
     unread,
 )
+from tests.integration.embedded_house import until
 
 ROOT = Path(__file__).parents[2]
 BOTH = ["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
@@ -225,6 +226,27 @@ async def test_reading_again(place: Place) -> None:
     (left,) = await place.kept()
     assert "hello" in left.body.decode()
     assert await place.json("unrecognised", "replay", "--all") == {"replayed": 0, "left": 1}
+
+
+async def test_a_link_that_was_missing_is_asked_for_once_a_key_is_there(place: Place) -> None:
+    """A success without a link stays while nobody can be asked, and goes on to be asked for when its vendor can."""
+    await place.publish(unread({"code": 200, "data": {"task_id": "task-7"}}, at=THEN))
+    assert await place.json("unrecognised", "replay", "--all") == {"replayed": 0, "left": 1}
+    place.environment["WAVEKEEP_APIBOX_API_KEY"] = "key-of-another"
+    assert await place.json("unrecognised", "replay", "--all") == {"replayed": 0, "left": 1}
+    place.environment["WAVEKEEP_KIE_API_KEY"] = "key"
+    assert await place.json("unrecognised", "replay", "--all") == {"replayed": 1, "left": 0}
+    seen: list[events.Data] = []
+
+    async def see(message: Message) -> None:
+        seen.append(events.decode(message.body).data)
+
+    async with place.consuming(see):
+        await until(lambda: seen)
+    (report,) = seen
+    assert isinstance(report, ReportLinkless)
+    assert (report.task_id, report.trust, report.origin) == ("task-7", ("token", "signature"), "callback")
+    assert (report.received_at, report.deadline) == (THEN, THEN + timedelta(days=14))
 
 
 async def test_looking_at_unrecognised_callbacks(place: Place) -> None:

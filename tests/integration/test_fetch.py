@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import errno
+import gzip
 import hashlib
 import itertools
 import random
@@ -37,6 +38,7 @@ from tests.integration.raw_server import (
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+BOMB = gzip.compress(bytes(10_000_000))
 FRAMED = b"Content-Length: 3\r\n\r\nabc"
 ROOMY = dataclasses.replace(LIMITS, max_bytes=1 << 30, attempt_timeout_s=20, rate_window_s=5)
 
@@ -74,12 +76,18 @@ REFUSED: dict[str, tuple[Answer, Reason]] = {
     ),
     "negative length": (sending(OK + b"Content-Length: -3\r\n\r\nabc"), Reason.ANSWER_INVALID),
     "gzip": (sending(OK + b"Content-Encoding: gzip\r\n" + FRAMED), Reason.ANSWER_INVALID),
+    "gzip bomb": (dripping(OK + b"Content-Encoding: gzip\r\n\r\n", BOMB, pause_s=0), Reason.ANSWER_INVALID),
     "unknown encoding": (sending(OK + b"Content-Encoding: xyz\r\n" + FRAMED), Reason.ANSWER_INVALID),
     "gzip in transfer": (
         sending(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
         Reason.ANSWER_INVALID,
     ),
     "206 unasked": (sending(status("206 Partial\r\nContent-Range: bytes 0-2/9")), Reason.ANSWER_INVALID),
+    "206 of another range": (sending(status("206 Partial\r\nContent-Range: bytes 3-5/9")), Reason.ANSWER_INVALID),
+    "206 of another ETag": (
+        sending(status('206 Partial\r\nETag: "other"\r\nContent-Range: bytes 0-2/3')),
+        Reason.ANSWER_INVALID,
+    ),
     "201": (sending(status("201 Created")), Reason.ANSWER_INVALID),
     "204": (sending(b"HTTP/1.1 204 None\r\n\r\n"), Reason.ANSWER_INVALID),
     "304": (sending(b"HTTP/1.1 304 Same\r\n\r\n"), Reason.ANSWER_INVALID),

@@ -1,14 +1,15 @@
 """`python -m standalone`, as a person starts it: it greets, works, refuses a second one, and ends."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
 import signal
+import stat
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import ClientSession
@@ -54,14 +55,14 @@ class Run:
         return self.process.returncode, told.decode()
 
 
-@asynccontextmanager
-async def started(data_dir: Path, **settings: str) -> AsyncIterator[Run]:
-    """Start the single process on free ports; gone afterwards."""
+@contextlib.asynccontextmanager
+async def started(data_dir: Path, umask: int = -1, /, **settings: str) -> AsyncIterator[Run]:
+    """Start the single process on free ports, with this process's umask unless told otherwise; gone afterwards."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WAVEKEEP_")}
     environment |= {"WAVEKEEP_DATA_DIR": str(data_dir), "WAVEKEEP_INGRESS_PORT": "0", "WAVEKEEP_OPS_PORT": "0"}
     environment |= {f"WAVEKEEP_{name.upper()}": value for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "standalone", cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE
+        sys.executable, "-m", "standalone", cwd=ROOT, env=environment, umask=umask, stdout=PIPE, stderr=PIPE
     )
     try:
         yield Run(process)
@@ -96,6 +97,36 @@ async def test_the_printed_line_works(tmp_path: Path) -> None:
     assert token not in log
     assert "event.told" in log
     assert json.loads(body)["data"]["task_id"] in log
+
+
+def open_to_others(folder: Path) -> dict[str, str]:
+    """Return what there is under a folder that is not for its owner alone, with its mode."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            mode = path.stat().st_mode
+            if stat.S_IMODE(mode) != (0o700 if stat.S_ISDIR(mode) else 0o600):
+                found[str(path.relative_to(folder))] = oct(mode)
+    return found
+
+
+async def test_files_are_for_the_owner_alone(tmp_path: Path) -> None:
+    """Whatever the umask, even 0: no file or folder of ours is anybody else's business, while it runs and after."""
+    data = tmp_path / "data"
+    async with started(data, 0) as run:
+        url, body = line_to_try(await run.greeting())
+        async with (
+            ClientSession() as session,
+            session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer,
+        ):
+            assert answer.status == 200
+        await until(lambda: [name for name in files(data / "files") if name.endswith(".announced")])
+        while_running = open_to_others(data)
+        kept = {path.relative_to(data).parts[0] for path in data.rglob("*")}
+        assert (await run.end())[0] == 0
+    assert {"queue.sqlite3", "secrets.toml", "staging", "files"} <= kept
+    assert while_running == {}
+    assert open_to_others(data) == {}
 
 
 async def test_urls_stay_the_same(tmp_path: Path) -> None:

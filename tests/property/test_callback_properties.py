@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ingress.callback import (
     LONGEST_TASK_ID,
     Failed,
+    Linkless,
     MalformedCallbackError,
     Reading,
     Succeeded,
@@ -91,7 +92,7 @@ def test_any_object_is_a_reading(document: dict[str, Any]) -> None:
     if isinstance(found, str):
         assert "task id" in found or "surrogate" in found
     else:
-        assert isinstance(found, Succeeded | Failed | Unrecognised)
+        assert isinstance(found, Succeeded | Failed | Linkless | Unrecognised)
 
 
 @given(SHAPED)
@@ -106,7 +107,7 @@ def test_what_is_read_can_be_told(document: dict[str, Any]) -> None:
     if isinstance(found, Succeeded):
         assert found.url.lower().startswith(("http://", "https://"))
         assert " " not in found.url
-    if isinstance(found, Succeeded | Failed) and found.completed_at is not None:
+    if isinstance(found, Succeeded | Failed | Linkless) and found.completed_at is not None:
         assert found.completed_at <= NOW
 
 

@@ -1,6 +1,7 @@
 """What the vendors say, in every spelling they use, and what cannot be a callback."""
 
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ingress.authenticity import Credentials
 from ingress.callback import (
     LONGEST_TASK_ID,
     Failed,
+    Linkless,
     MalformedCallbackError,
     Reading,
     Succeeded,
@@ -19,7 +21,8 @@ from ingress.callback import (
     read,
 )
 from ingress.intake import Intake, Proofs
-from shared.events import ReportFailed, ReportSucceeded, ReportUnrecognised
+from ingress.report import make_report, read_again
+from shared.events import ReportFailed, ReportLinkless, ReportSucceeded, ReportUnrecognised
 from shared.vendor_json import LONGEST_MESSAGE
 from shared.vendors import Vendor
 from tests.recording import RecordingPublisher
@@ -28,7 +31,7 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 INDEX: dict[str, dict[str, Any]] = json.loads((SAMPLES / "index.json").read_text("utf-8"))
 NOW = datetime(2026, 1, 29, 7, 12, 40, tzinfo=UTC)
 URL = "https://files.example.com/a.wav"
-KINDS = {Succeeded: "succeeded", Failed: "failed", Unrecognised: "unrecognised"}
+KINDS = {Succeeded: "succeeded", Failed: "failed", Linkless: "unrecognised", Unrecognised: "unrecognised"}
 RETENTION = {Vendor.APIBOX: timedelta(days=15), Vendor.KIE: timedelta(days=14), Vendor.SUNOAPI: timedelta(days=15)}
 
 
@@ -42,8 +45,8 @@ def success(**data: Any) -> dict[str, Any]:
     return {"code": 200, "msg": "success", "data": {"task_id": "t1", "audioWavUrl": URL, **data}}
 
 
-def intake(publisher: RecordingPublisher) -> Intake:
-    """Build an intake that believes everybody."""
+def intake(publisher: RecordingPublisher, *, askable: Collection[Vendor] = ()) -> Intake:
+    """Build an intake that believes everybody, and can ask some."""
     believing = Credentials(allow_unauthenticated=True)
     return Intake(
         publisher,
@@ -51,6 +54,7 @@ def intake(publisher: RecordingPublisher) -> Intake:
         retention=RETENTION,
         tolerance_s=300,
         clock=lambda: NOW,
+        askable=askable,
     )
 
 
@@ -67,7 +71,7 @@ def test_samples_read_as_the_index_says(name: str) -> None:
     assert KINDS[type(found)] == expected["outcome"]
     assert found.task_id == expected["task_id"]
     assert getattr(found, "url", None) == expected["url"]
-    if not isinstance(found, Unrecognised):
+    if isinstance(found, Succeeded | Failed):
         assert found.code == expected["code"]
 
 
@@ -165,9 +169,81 @@ def test_every_spelling_of_the_link(data: dict[str, Any]) -> None:
     ],
 )
 def test_success_without_a_link_is_not_believed(data: dict[str, Any]) -> None:
-    """Code 200 without a usable link is kept for a person, not taken for a file."""
-    found = reading_of({"code": 200, "data": {"task_id": "t1", **data}})
-    assert found == Unrecognised("t1", "it tells success without a link to a WAV")
+    """Code 200 without a usable link is not taken for a file: where it is must be asked."""
+    found = reading_of({"code": 200, "msg": "done", "data": {"task_id": "t1", **data}})
+    assert found == Linkless("t1", "it tells success without a link to a WAV", 200, "done", None)
+
+
+LINKLESS = json.dumps({"code": 200, "msg": "done", "data": {"task_id": "t1", "audioWavUrl": ""}}).encode()
+
+
+@pytest.mark.parametrize("vendor", Vendor)
+async def test_a_success_without_a_link_is_asked_for_where_that_is_possible(vendor: Vendor) -> None:
+    """With the vendor's key it goes on to be asked for, with the deadline of a success and its body kept."""
+    publisher = RecordingPublisher()
+    event = await intake(publisher, askable=[vendor]).take(vendor, LINKLESS, Proofs(), None)
+    (published,) = publisher.published
+    report = published.event.data
+    assert isinstance(report, ReportLinkless)
+    assert (published.exchange, published.routing_key) == ("wavekeep.intake", "report.linkless")
+    assert (report.task_id, report.code, report.message, report.trust) == ("t1", 200, "done", ("none",))
+    assert (report.body, report.explanation) == (LINKLESS.decode(), "it tells success without a link to a WAV")
+    assert report.deadline == NOW + RETENTION[vendor]
+    assert event.id == (await intake(publisher, askable=[vendor]).take(vendor, LINKLESS, Proofs(), None)).id
+
+
+async def test_a_success_without_a_link_is_kept_where_nobody_can_be_asked() -> None:
+    """Without this vendor's key, whichever others there are, a person must look."""
+    publisher = RecordingPublisher()
+    await intake(publisher, askable=[Vendor.APIBOX]).take(Vendor.KIE, LINKLESS, Proofs(), None)
+    report = publisher.published[0].event.data
+    assert isinstance(report, ReportUnrecognised)
+    assert (report.task_id, report.body) == ("t1", LINKLESS.decode())
+    assert report.explanation == "it tells success without a link to a WAV"
+
+
+async def test_a_music_task_is_never_asked_for() -> None:
+    """A callback of the vendors' other tasks tells success too, and no WAV was ever made of it."""
+    publisher = RecordingPublisher()
+    body = (SAMPLES / "music-callback.json").read_bytes()
+    await intake(publisher, askable=list(Vendor)).take(Vendor.KIE, body, Proofs(), None)
+    assert isinstance(publisher.published[0].event.data, ReportUnrecognised)
+
+
+def kept(body: bytes) -> ReportUnrecognised:
+    """Return what was kept of a body that was not recognised at the time."""
+    reading = Unrecognised(None, "an older version did not know this shape")
+    report = make_report(
+        Vendor.KIE,
+        reading,
+        body,
+        received_at=NOW,
+        retention=RETENTION[Vendor.KIE],
+        trust=("token", "stale"),
+        askable=True,
+    )
+    assert isinstance(report, ReportUnrecognised)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("body", "askable", "expected"),
+    [
+        (LINKLESS, True, ReportLinkless),
+        (LINKLESS, False, None),
+        (json.dumps(success()).encode(), False, ReportSucceeded),
+        (b'{"code": 501, "taskId": "t1"}', False, ReportFailed),
+        (b'{"taskId": "t1"}', True, None),
+        (b"not JSON", True, None),
+    ],
+)
+def test_read_again(body: bytes, askable: bool, expected: type | None) -> None:
+    """Read again, a callback is what it would be today, as of then and no better trusted; else it stays."""
+    found = read_again(kept(body), retention=RETENTION[Vendor.KIE], askable=askable)
+    assert type(found) is (expected or type(None))
+    if found is not None:
+        assert (found.received_at, found.trust, found.origin) == (NOW, ("token", "stale"), "callback")
+        assert found.deadline == NOW + RETENTION[Vendor.KIE]
 
 
 def test_spaces_in_links_are_encoded() -> None:

@@ -10,6 +10,7 @@ from ingress.app import Ingress
 from ingress.authenticity import Credentials, Doubt
 from ingress.intake import Intake, NotAuthenticError, Proofs
 from ingress.settings import IngressSettings
+from ingress.source import Source
 from shared.clock import system_clock
 from shared.errors import StartError
 from shared.settings import PREFIX, load
@@ -36,13 +37,15 @@ def intake(settings: IngressSettings) -> Intake:
         retention=settings.retention(),
         tolerance_s=settings.signature_tolerance_s,
         clock=system_clock,
+        askable=settings.askable(),
+        boundary=settings.boundary(),
     )
 
 
 def doubt(settings: IngressSettings, vendor: Vendor, token: str | None) -> Doubt | None:
     """Judge a token as the ingress does."""
     try:
-        intake(settings).check_token(vendor, Proofs(token=token))
+        intake(settings).admit(vendor, Proofs(token=token), Source())
     except NotAuthenticError as error:
         return error.doubt
     return None
@@ -127,6 +130,45 @@ def test_allowing_takes_a_clear_word(value: str, environment: pytest.MonkeyPatch
     environment.setenv("WAVEKEEP_KIE_ALLOW_UNAUTHENTICATED", value)
     with pytest.raises(StartError, match="WAVEKEEP_KIE_ALLOW_UNAUTHENTICATED"):
         load(IngressSettings)
+
+
+@pytest.mark.parametrize("vendor", Vendor)
+def test_source_networks(vendor: Vendor, environment: pytest.MonkeyPatch) -> None:
+    """Networks restrict the vendor they are set for, and no other; they let nobody in by themselves."""
+    environment.setenv(f"WAVEKEEP_{vendor.upper()}_SOURCE_NETWORKS", "198.51.100.0/24, 2001:db8::/32,203.0.113.5")
+    environment.setenv("WAVEKEEP_TRUSTED_PROXIES", "10.0.0.0/8,::1")
+    boundary = load(IngressSettings).boundary()
+    assert [other for other in Vendor if boundary.restricts(other)] == [vendor]
+    assert list(map(str, boundary.networks[vendor])) == ["198.51.100.0/24", "2001:db8::/32", "203.0.113.5/32"]
+    assert list(map(str, boundary.proxies)) == ["10.0.0.0/8", "::1/128"]
+    with pytest.raises(StartError):
+        load(IngressSettings).credentials()
+
+
+@pytest.mark.parametrize("name", ["KIE_SOURCE_NETWORKS", "TRUSTED_PROXIES"])
+@pytest.mark.parametrize("value", ["s3cret.example", "10.0.0.0/8,s3cret", "10.0.0.1/8", "10.0.0.0/33", "::ffff:0:0/97"])
+def test_networks_that_are_none_refuse_the_start(name: str, value: str, environment: pytest.MonkeyPatch) -> None:
+    """A mistyped network never means everywhere, nor nowhere: nothing starts, and the variable is named."""
+    environment.setenv(PREFIX + name, value)
+    with pytest.raises(StartError, match=f"{PREFIX}{name}: must") as caught:
+        load(IngressSettings)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0.0.0.0/0", "10.0.0.0/8,::/0"])
+def test_not_everybody_is_a_proxy(value: str, environment: pytest.MonkeyPatch) -> None:
+    """To trust everybody's header is refused: it would be the spoofer's word."""
+    environment.setenv("WAVEKEEP_TRUSTED_PROXIES", value)
+    with pytest.raises(StartError, match="WAVEKEEP_TRUSTED_PROXIES: must not be everybody"):
+        load(IngressSettings)
+
+
+def test_which_vendors_can_be_asked(environment: pytest.MonkeyPatch) -> None:
+    """That a key is there is enough to know: whatever stands in its place, and where nothing does, nobody."""
+    assert load(IngressSettings).askable() == frozenset()
+    environment.setenv("WAVEKEEP_KIE_API_KEY", "the downloader has it")
+    environment.setenv("WAVEKEEP_APIBOX_API_KEY", "")
+    assert load(IngressSettings).askable() == {Vendor.KIE}
 
 
 def test_retention(environment: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_all_problems_are_told_at_once(environment: pytest.MonkeyPatch, tmp_path
         "LOG_LEVEL": f"loud{SECRET}",
         "NOTIFY_CONFIG": str(tmp_path / SECRET),
         "NOTIFY_GIVE_UP_AFTER": f"{SECRET} hours",
-        "STORAGE_URL": f"s3://{SECRET}/",
+        "STORAGE_URL": f"s3://key:{SECRET}@bucket/",
         "KIE_RETENTION_DAYS": "0",
     }
     for name, value in wrong.items():
