@@ -10,8 +10,10 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN ["python", "-m", "venv", "/opt/wavekeep"]
-COPY requirements/run.txt requirements/
-RUN ["/opt/wavekeep/bin/python", "-m", "pip", "install", "--require-hashes", "--requirement", "requirements/run.txt"]
+# `--build-arg LOCK=quality` takes in what measures how files sound
+ARG LOCK=run
+COPY requirements/${LOCK}.txt lock.txt
+RUN ["/opt/wavekeep/bin/python", "-m", "pip", "install", "--require-hashes", "--requirement", "lock.txt"]
 COPY pyproject.toml README.md ./
 COPY shared shared
 COPY ingress ingress

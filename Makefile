@@ -16,7 +16,7 @@ PYTHON := .venv/bin/python
 RUN_READY := .venv/.run-ready
 DEV_READY := .venv/.dev-ready
 
-.PHONY: help run demo test faults faults-random fuzz check format docs lock audit clean
+.PHONY: help run demo test faults faults-random fuzz check format docs quality lock audit clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ format: $(DEV_READY)  ## Format the code and correct what can be corrected
 
 docs: $(DEV_READY)  ## Write what the documentation repeats from the code
 	@PYTHONPATH=. $(PYTHON) docs/build.py
+
+quality:  ## Install what measures how files sound (WAVEKEEP_QUALITY, WAVEKEEP_WAVEFORM)
+	@deploy/bootstrap.sh quality
 
 lock:  ## Choose the versions of all dependencies anew (network)
 	@deploy/lock.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fills .venv with exactly what a lock names, and Wavekeep itself: `deploy/bootstrap.sh run` or `dev`.
+# Fills .venv with exactly what a lock names, and Wavekeep itself: `deploy/bootstrap.sh run`, `quality` or `dev`.
 # Called by make, which skips it while .venv/.run-ready and .venv/.dev-ready are newer than what they depend on.
 # Needs python3 and, on a Debian or Ubuntu without the venv module, root or passwordless sudo to install that.
 set -euo pipefail
@@ -40,7 +40,7 @@ install_venv_module() {
 }
 
 lock=${1:-}
-[[ $lock == run || $lock == dev ]] || fail "say which lock to install: run or dev."
+[[ $lock == run || $lock == quality || $lock == dev ]] || fail "say which lock to install: run, quality or dev."
 
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     if ! python=$(first_python "$with_venv"); then

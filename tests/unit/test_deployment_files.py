@@ -119,7 +119,9 @@ def test_images_are_pinned_and_the_broker_is_the_tested_one() -> None:
     """A build does not change under us by itself, and compose runs the image that tests fall back to."""
     assert SERVICES["rabbitmq"]["image"] == IMAGE
     assert re.fullmatch(r"rabbitmq:\d[\w.]*-management", IMAGE)
-    assert re.fullmatch(r"PYTHON_IMAGE=python:3\.\d+-slim-\w+", instruction("ARG"))
+    arguments = [line.removeprefix("ARG ") for line in dockerfile() if line.startswith("ARG ")]
+    assert re.fullmatch(r"PYTHON_IMAGE=python:3\.\d+-slim-\w+", arguments[0])
+    assert arguments[1:] == ["LOCK=run"]
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {SERVICES[name]["image"] for name in OURS} == {f"wavekeep:{version}"}
 
@@ -195,7 +197,9 @@ def test_the_image_holds_every_package_of_the_wheel_and_nothing_else() -> None:
     copied = {shlex.split(line)[1] for line in dockerfile() if line.startswith("COPY ") and "--from" not in line}
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(packages) <= copied
-    assert let_in == {"README.md", "requirements/run.txt", *copied} - {"requirements/"}
+    locks = {f"requirements/{name}.txt" for name in ("run", "quality")}
+    assert "requirements/${LOCK}.txt" in copied
+    assert let_in == {"README.md", *locks, *copied} - {"requirements/${LOCK}.txt"}
 
 
 def test_make_alone_tells_every_target() -> None:
