@@ -18,7 +18,7 @@ from downloader.fetch import Fetcher, Limits
 from downloader.manifest import Manifest
 from downloader.replacement import LONGEST_EXPLANATION, Content, RefusedError, Replacing, from_file, from_link
 from downloader.staging import Staging
-from downloader.storage import FolderStorage
+from downloader.storage_factory import build_storage
 from shared.clock import system_clock
 
 
@@ -82,7 +82,7 @@ async def _replace(
         replacing = Replacing(
             # neither is started: what is swept at a start belongs to the services
             staging=Staging(_staging_folder(found.staging_folder), executor=executor),
-            storage=FolderStorage(found.storage_folder, executor=executor),
+            storage=build_storage(found, executor=executor),
             publisher=opened,
             clock=system_clock,
         )

@@ -17,7 +17,8 @@ from cli.output import as_json, print_json, print_table
 from cli.session import finish, settings
 from downloader.manifest import read_manifest
 from downloader.names import Names, names_of
-from downloader.storage import FolderStorage, Storage
+from downloader.storage import Storage
+from downloader.storage_factory import build_storage
 from shared.errors import PermanentError, Reason
 from shared.vendors import Vendor
 
@@ -121,7 +122,7 @@ def _failing(answer: dict[str, Any]) -> str:
 async def _records(vendors: list[str], task: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     with ThreadPoolExecutor(1) as executor:
-        storage = FolderStorage(settings().storage_folder, executor=executor)
+        storage = build_storage(settings(), executor=executor)
         for vendor in vendors:
             names = names_of(vendor, task)
             for state, key in (("stored", names.manifest), ("rejected", names.rejected)):

@@ -5,7 +5,8 @@ neither network nor disk.
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
@@ -15,11 +16,14 @@ from prometheus_client import CollectorRegistry
 from downloader.custody import Custody
 from downloader.fence import Fence, Opening
 from downloader.fetch import Fetcher, Limits
+from downloader.inspection import Inspector, NoInspector, QualityInspector
 from downloader.links import Links
 from downloader.metrics import DownloaderMetrics
+from downloader.quality_run import QualityRunner, require
 from downloader.settings import DownloaderSettings
 from downloader.staging import Staging
-from downloader.storage import FolderStorage, Storage
+from downloader.storage import Storage
+from downloader.storage_factory import build_storage
 from downloader.vendor_api import VendorApi
 from shared import lifecycle
 from shared.clock import Clock, system_clock
@@ -36,9 +40,13 @@ log = structlog.get_logger()
 class Downloader:
     """Takes reports until told to stop.
 
+    Raises:
+        StartError: the settings want files measured, and what measures them is not installed.
+
     Args:
         openings: let through the fence besides those of the settings.
         storage: instead of the one the settings name.
+        monotonic: returns seconds of a clock that never steps, for what may be asked of a vendor.
     """
 
     def __init__(
@@ -50,14 +58,13 @@ class Downloader:
         openings: tuple[Opening, ...] = (),
         storage: Storage | None = None,
         clock: Clock = system_clock,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._broker = broker
         self._openings = (*settings.openings, *openings)
         self._metrics = DownloaderMetrics(registry)
         self._executor = ThreadPoolExecutor(settings.download_concurrency + 2, thread_name_prefix="downloader")
-        self._storage = storage or FolderStorage(
-            settings.storage_folder, executor=self._executor, single_writer=settings.storage_single_writer
-        )
+        self._storage = storage or build_storage(settings, executor=self._executor)
         self._staging = Staging(settings.staging_folder, executor=self._executor)
         self._fetcher = Fetcher(
             Fence(self._openings, settings.download_allowed_hosts),
@@ -69,11 +76,20 @@ class Downloader:
             ),
             executor=self._executor,
         )
-        self._vendor_api = VendorApi(settings.accounts(), metrics=self._metrics)
+        require(quality=settings.quality, waveform=settings.waveform)
+        self._quality_runner = QualityRunner(workers=settings.quality_workers)
+        self._vendor_api = VendorApi(settings.accounts(), metrics=self._metrics, monotonic=monotonic)
         self._custody = Custody(
-            source=Links(self._fetcher, self._vendor_api, attempt_timeout_s=settings.download_attempt_timeout_s),
+            source=Links(
+                self._fetcher,
+                self._vendor_api,
+                confirm=settings.confirm,
+                metrics=self._metrics,
+                attempt_timeout_s=settings.download_attempt_timeout_s,
+            ),
             staging=self._staging,
             storage=self._storage,
+            inspector=self._inspector(settings),
             publisher=broker,
             metrics=self._metrics,
             clock=clock,
@@ -104,8 +120,20 @@ class Downloader:
             await self._storage.start()
             await stack.enter_async_context(self._fetcher)
             await stack.enter_async_context(self._vendor_api)
+            await stack.enter_async_context(self._quality_runner)
             await stack.enter_async_context(self._second_chances.running())
             await self._broker.consume(self._subscription, stop=stop)
+
+    def _inspector(self, settings: DownloaderSettings) -> Inspector:
+        if not (settings.quality or settings.waveform):
+            return NoInspector()
+        return QualityInspector(
+            self._quality_runner,
+            timeout_s=settings.quality_timeout_s,
+            quality=settings.quality,
+            waveform=settings.waveform,
+            metrics=self._metrics,
+        )
 
     def checks(self) -> Mapping[str, bool]:
         """Ready while reports reach it."""

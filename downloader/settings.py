@@ -13,12 +13,16 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
+from downloader.confirmation import Confirm
 from downloader.fence import Fence, Opening, parse_opening
 from downloader.vendor_api import Account
 from shared.settings import PREFIX, Port, ServiceSettings, Words
 from shared.vendors import Vendor
 
 DEFAULT_MAX_BYTES = 512 * 1024 * 1024
+
+_OBJECT_STORES = frozenset({"s3", "gs", "az"})
+_IN_AN_OBJECT_STORE = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]+(?:/[A-Za-z0-9_][A-Za-z0-9._=-]*)*/?")
 
 
 def _api_key(value: SecretStr) -> SecretStr:
@@ -44,7 +48,9 @@ ApiBase = Annotated[str, AfterValidator(_api_base)]
 ApiRate = Annotated[int, Field(ge=1, le=20)]
 """The vendors allow an account 20 requests in ten seconds."""
 
-_KEY = "Key of the vendor's API, to ask for a fresh link where one has expired. Unset: never asked."
+_KEY = (
+    "Key of the vendor's API, to have its links confirmed, and a fresh one where one has expired. Unset: never asked."
+)
 _BASE = "Base of the vendor's API; http only in a network of your own, as the key travels in it."
 _RATE = "Questions put to the vendor in ten seconds; half of it for a minute when that was too fast."
 
@@ -54,7 +60,9 @@ class DownloaderSettings(ServiceSettings):
 
     ops_port: Port = Field(default=9102, description="Port of the operations server; 0 takes a free one.")
     storage_url: str | None = Field(
-        default=None, description="Where files are kept: `file:///FOLDER`. Default: `files` in the data folder."
+        default=None,
+        description="Where files are kept: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or"
+        " `az://CONTAINER/PREFIX`. Default: `files` in the data folder.",
     )
     storage_single_writer: bool = Field(
         default=False,
@@ -79,8 +87,26 @@ class DownloaderSettings(ServiceSettings):
         default=(),
         description="Networks, or addresses with a port, reachable though private, also by http and on any port.",
     )
+    confirm: Confirm = Field(
+        default="when_possible",
+        description="Whether a vendor with a key is asked before fetching: `always`, `when_possible`, `never`.",
+    )
     ack_timeout_s: float = Field(
         default=1_800.0, gt=0, description="The broker's acknowledgement time-out (`consumer_timeout`), in seconds."
+    )
+    quality: bool = Field(
+        default=False,
+        description="Measure how each file sounds (levels, loudness, clipping, silence); needs the extra `quality`.",
+    )
+    quality_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds to wait for the measuring of one file, its turn included; the file is kept either way.",
+    )
+    quality_workers: int = Field(default=1, ge=1, le=64, description="Files measured at once, each by its own process.")
+    waveform: bool = Field(
+        default=False,
+        description="Keep a picture of each file's waveform (PNG) and its peaks (JSON); needs the extra `quality`.",
     )
     apibox_api_key: ApiKey | None = Field(default=None, description=_KEY)
     apibox_api_base: ApiBase = Field(default="https://api.api.box", description=_BASE)
@@ -96,10 +122,15 @@ class DownloaderSettings(ServiceSettings):
     @classmethod
     def _check_storage_url(cls, value: str | None) -> str | None:
         parts = urlsplit(value or "file:///")
-        if parts.scheme in {"s3", "gs", "az"}:
-            raise ValueError("object stores are not supported yet; use file:///FOLDER")
+        if parts.scheme in _OBJECT_STORES:
+            if not _IN_AN_OBJECT_STORE.fullmatch(value or ""):
+                raise ValueError(
+                    f"must be {parts.scheme}://BUCKET or {parts.scheme}://BUCKET/PREFIX, of letters, digits and ._=-;"
+                    " credentials and endpoint have variables of their own (docs/storage.md)"
+                )
+            return value
         if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-            raise ValueError("must be file:///FOLDER, with an absolute path")
+            raise ValueError("must be file:///FOLDER, with an absolute path, or s3://, gs:// or az:// with a bucket")
         return value
 
     @field_validator("download_allowed_hosts")
@@ -131,14 +162,30 @@ class DownloaderSettings(ServiceSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_quality_time(self) -> Self:
+        measured = self.quality or self.waveform
+        if measured and self.download_attempt_timeout_s + self.quality_timeout_s >= self.ack_timeout_s:
+            raise ValueError(
+                f"{PREFIX}DOWNLOAD_ATTEMPT_TIMEOUT_S and {PREFIX}QUALITY_TIMEOUT_S together must be below"
+                f" {PREFIX}ACK_TIMEOUT_S: the broker would hand a message out again while its file is still being"
+                " measured."
+            )
+        return self
+
     @property
     def least_bytes_per_s(self) -> float:
         """The least rate: as set, or what the largest file needs to arrive within one attempt."""
         return self.download_min_bytes_per_s or self.download_max_bytes / self.download_attempt_timeout_s
 
     @property
+    def object_store(self) -> str | None:
+        """The address of the object store files are kept in; None where they are kept in a folder."""
+        return self.storage_url if urlsplit(self.storage_url or "").scheme in _OBJECT_STORES else None
+
+    @property
     def storage_folder(self) -> Path:
-        """The folder files are kept in."""
+        """The folder files are kept in, where that is no object store."""
         if self.storage_url is None:
             return self.data_dir.absolute() / "files"
         return Path(unquote(urlsplit(self.storage_url).path))

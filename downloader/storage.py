@@ -1,33 +1,37 @@
-"""Where files are kept: the storage port, and a local folder behind it.
+"""Where files are kept: the storage port, and what all that work on a local disk share.
 
-Responsible for: whole-or-nothing writes, conditional creation, and telling a full disk from a broken one. It must not
-know what a manifest is, nor decide what is kept.
-
-On disk: a temporary file of a unique name, fsync, link or rename, fsync of the folder. A temporary file is locked as
-long as its writer lives, so that whoever starts next can tell an orphan from work in progress.
+Responsible for: what any storage promises, telling a full disk from a broken one, and sweeping what dead writers left.
+It must not know what a manifest is, nor where anything is kept: `downloader.storage_folder` and
+`downloader.storage_object` do.
 """
 
-import asyncio
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
-import uuid
-from collections.abc import Callable, Generator
-from concurrent.futures import Executor
-from io import BufferedReader
+import time
+from collections.abc import AsyncIterator, Generator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from shared.errors import Reason, RetryableError, StartError
+from shared.errors import Reason, RetryableError
 
-T = TypeVar("T")
-
-_BLOCK_BYTES = 1024 * 1024
-_TEMPORARY = ".tmp"
-_PROBE = ".probe"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a listing tells of one object.
+
+    Attributes:
+        modified_at: when it was put there, in UTC, by the storage's clock; perhaps without the fraction of a second.
+    """
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class Storage(Protocol):
@@ -63,191 +67,16 @@ class Storage(Protocol):
         """Remove an object, if it is there."""
 
     async def digest(self, key: str) -> tuple[int, str]:
-        """Read an object again; return its size in bytes and its SHA-256 in hex."""
+        """Read an object again; return its size in bytes and its SHA-256 in hex. Memory does not grow with the size."""
+
+    def list(self, prefix: str = "") -> AsyncIterator[Entry]:
+        """Yield every object whose key begins with these whole parts of a path; all by default.
+
+        In no promised order; what comes or goes meanwhile may be told or not. Memory does not grow with their number.
+        """
 
     def uri(self, key: str) -> str:
         """Return the address others find it under."""
-
-
-class FolderStorage:
-    """A folder of the local machine.
-
-    Args:
-        root: created if missing, for this user alone.
-        executor: runs what blocks.
-        single_writer: start although the file system cannot create conditionally.
-    """
-
-    def __init__(self, root: Path, *, executor: Executor, single_writer: bool = False) -> None:
-        self._root = root.absolute()
-        self._executor = executor
-        self._single_writer = single_writer
-
-    async def start(self) -> None:
-        """See the port."""
-        try:
-            lock = await self._run(self._prepare)
-            try:
-                won_twice = [await self.create(_PROBE, b"probe"), await self.create(_PROBE, b"probe")] != [True, False]
-                await self.delete(_PROBE)
-            finally:
-                os.close(lock)
-        except RetryableError as error:
-            raise StartError(
-                f"Files cannot be kept in {self._root} ({error.detail}). Check the folder's rights and free space, or"
-                " set WAVEKEEP_STORAGE_URL."
-            ) from error
-        if won_twice and not self._single_writer:
-            raise StartError(
-                f"{self._root} cannot create a file conditionally, so two downloaders could both believe they stored a"
-                " task. Use another storage, or set WAVEKEEP_STORAGE_SINGLE_WRITER=true and run one downloader only."
-            )
-
-    async def keep(self, staged: Path, key: str) -> None:
-        """See the port."""
-        await self._run(lambda: self._keep(staged, key))
-
-    async def create(self, key: str, content: bytes) -> bool:
-        """See the port."""
-        return await self._run(lambda: self._create(key, content))
-
-    async def replace(self, key: str, content: bytes) -> None:
-        """See the port."""
-        await self._run(lambda: self._replace(key, content))
-
-    async def read(self, key: str) -> bytes | None:
-        """See the port."""
-
-        def read() -> bytes | None:
-            with contextlib.suppress(FileNotFoundError), self._open(key) as file:
-                return file.read()
-            return None
-
-        return await self._run(read)
-
-    async def exists(self, key: str) -> bool:
-        """See the port."""
-
-        def exists() -> bool:
-            with contextlib.suppress(FileNotFoundError), self._folder(key) as (folder, name):
-                os.stat(name, dir_fd=folder, follow_symlinks=False)
-                return True
-            return False
-
-        return await self._run(exists)
-
-    async def delete(self, key: str) -> None:
-        """See the port."""
-
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError), self._folder(key) as (folder, name):
-                os.unlink(name, dir_fd=folder)
-                os.fsync(folder)
-
-        await self._run(delete)
-
-    async def digest(self, key: str) -> tuple[int, str]:
-        """See the port."""
-
-        def digest() -> tuple[int, str]:
-            with self._open(key) as file:
-                found = hashlib.file_digest(file, "sha256")
-                return file.tell(), found.hexdigest()
-
-        return await self._run(digest)
-
-    def uri(self, key: str) -> str:
-        """See the port."""
-        return (self._root / key).as_uri()
-
-    def _prepare(self) -> int:
-        """Make the folders, sweep, and return a lock: others that start on this root wait until it is closed."""
-        for folder in (self._root, self._root / _TEMPORARY):
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                sync_folder(folder.parent)
-        lock = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            sweep(self._root / _TEMPORARY)
-            (self._root / _PROBE).unlink(missing_ok=True)
-        except OSError:
-            os.close(lock)
-            raise
-        return lock
-
-    def _keep(self, staged: Path, key: str) -> None:
-        with self._folder(key, create=True) as (folder, name):
-            try:
-                os.rename(staged, name, dst_dir_fd=folder)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                with self._temporary() as (copy, path), staged.open("rb") as source:
-                    while block := source.read(_BLOCK_BYTES):
-                        _write_all(copy, block)
-                    os.fsync(copy)
-                    os.rename(path, name, dst_dir_fd=folder)
-                staged.unlink(missing_ok=True)
-            os.fsync(folder)
-
-    def _create(self, key: str, content: bytes) -> bool:
-        with self._folder(key, create=True) as (folder, name), self._temporary() as (file, path):
-            _write_all(file, content)
-            os.fsync(file)
-            try:
-                os.link(path, name, dst_dir_fd=folder, follow_symlinks=False)
-            except FileExistsError:
-                return False
-            finally:
-                os.fsync(folder)  # also of what another writer linked: from here on we rely on it
-            return True
-
-    def _replace(self, key: str, content: bytes) -> None:
-        with self._folder(key, create=True) as (folder, name), self._temporary() as (file, path):
-            _write_all(file, content)
-            os.fsync(file)
-            os.rename(path, name, dst_dir_fd=folder)
-            os.fsync(folder)
-
-    @contextlib.contextmanager
-    def _temporary(self) -> Generator[tuple[int, Path], None, None]:
-        """Lend a locked temporary file; its name is gone afterwards."""
-        path = self._root / _TEMPORARY / uuid.uuid4().hex
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file, path
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(file)
-
-    @contextlib.contextmanager
-    def _folder(self, key: str, *, create: bool = False) -> Generator[tuple[int, str], None, None]:
-        """Open the folder of a key without following any link below the root; yields it and the name within."""
-        *parents, name = key.split("/")
-        folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for parent in parents:
-                if create:
-                    _make_folder(parent, folder)
-                inner = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            yield folder, name
-        finally:
-            os.close(folder)
-
-    def _open(self, key: str) -> BufferedReader:
-        with self._folder(key) as (folder, name):
-            return os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "rb")
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        def translated() -> T:
-            with translating():
-                return work()
-
-        return await asyncio.get_running_loop().run_in_executor(self._executor, translated)
 
 
 @contextlib.contextmanager
@@ -260,36 +89,19 @@ def translating() -> Generator[None, None, None]:
         raise RetryableError(reason, f"{error.strerror or type(error).__name__}") from error
 
 
-def sweep(folder: Path) -> int:
-    """Remove the temporary files whose writers are gone; return how many. A living writer holds a lock on its file."""
+def sweep(folder: Path, *, older_than_s: float = 0.0) -> int:
+    """Remove the temporary files whose writers are gone; return how many. A living writer holds a lock on its file.
+
+    Args:
+        older_than_s: leave what is younger: beside a running service, its writer may not have locked it yet.
+    """
     swept = 0
     for path in folder.iterdir():
         # a living writer may end, or another process sweep, at any moment
         with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if older_than_s and time.time() - os.fstat(file.fileno()).st_mtime < older_than_s:
+                continue
             path.unlink()
             swept += 1
     return swept
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _make_folder(name: str, parent: int) -> None:
-    try:
-        os.mkdir(name, mode=0o700, dir_fd=parent)
-    except FileExistsError:
-        return
-    os.fsync(parent)
-
-
-def _write_all(file: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(file, view) :]

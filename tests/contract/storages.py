@@ -16,13 +16,66 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
-from downloader.storage import FolderStorage, Storage
+from downloader.storage import Storage
+from downloader.storage_folder import FolderStorage
+from downloader.storage_object import ObjectStorage
+from downloader.storage_store import open_store
+from tests.object_store import Bucket
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65_534
 SMALL_BYTES = 1024 * 1024
 """What a small place has room for; less than the page cache of any program needs, more than a test writes else."""
+
+
+class Kit(Protocol):
+    """A place, and the ways to open a storage on it."""
+
+    def storage(self) -> Storage:
+        """Return one more storage on the same place, as another process would have it."""
+
+    def opener(self) -> str:
+        """Return code that makes `storage` in another process."""
+
+    def listing(self) -> set[str]:
+        """Return the key of everything there, seen past the storage."""
+
+
+@dataclass(frozen=True)
+class ObjectKit:
+    """A bucket on an S3 server; its endpoint and credentials are in the environment."""
+
+    bucket: Bucket
+    executor: Executor
+    single_writer: bool = False
+    transfer_timeout_s: float = 60.0
+
+    def storage(self) -> Storage:
+        """Return one more storage on the same place, as another process would have it."""
+        return ObjectStorage(
+            open_store(self.bucket.address),
+            self.bucket.address,
+            executor=self.executor,
+            single_writer=self.single_writer,
+            transfer_timeout_s=self.transfer_timeout_s,
+        )
+
+    def opener(self) -> str:
+        """Return code that makes `storage` in another process."""
+        return (
+            "from concurrent.futures import ThreadPoolExecutor\n"
+            "from downloader.storage_object import ObjectStorage\n"
+            "from downloader.storage_store import open_store\n"
+            f"address = {self.bucket.address!r}\n"
+            "storage = ObjectStorage(open_store(address), address, executor=ThreadPoolExecutor(4),"
+            " single_writer=False, transfer_timeout_s=120)\n"
+        )
+
+    def listing(self) -> set[str]:
+        """Return the key of everything there, and of what was begun and not ended."""
+        return {*self.bucket.sizes(), *(f"upload of {key}" for key in self.bucket.uploads())}
 
 
 @dataclass(frozen=True)
@@ -41,7 +94,7 @@ class FolderKit:
         return (
             "from concurrent.futures import ThreadPoolExecutor\n"
             "from pathlib import Path\n"
-            "from downloader.storage import FolderStorage\n"
+            "from downloader.storage_folder import FolderStorage\n"
             f"storage = FolderStorage(Path({str(self.root)!r}), executor=ThreadPoolExecutor(4))\n"
         )
 
@@ -65,10 +118,10 @@ def staged(folder: Path, content: bytes = b"audio") -> Path:
 
 
 @contextmanager
-def other_process(code: str) -> Iterator[subprocess.Popen[str]]:
+def other_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run code in another process with its standard streams at hand; gone afterwards."""
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -76,10 +129,10 @@ def other_process(code: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-async def said(process: subprocess.Popen[str]) -> str:
+async def said(process: subprocess.Popen[str], *, within_s: float = 20) -> str:
     """Return the next line a process says."""
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(within_s):
         return (await asyncio.to_thread(process.stdout.readline)).strip()
 
 

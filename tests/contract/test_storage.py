@@ -4,41 +4,49 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from downloader.storage import Storage
 from shared.errors import Reason, RetryableError
-from tests.contract.storages import FolderKit, other_process, said, staged, tell
+from tests.contract.storages import FolderKit, Kit, ObjectKit, other_process, said, staged, tell
+from tests.object_store import Server, environment
 
 KEY = "apibox/ab/task.json"
 
 
-@pytest.fixture(params=["folder"])
-def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FolderKit]:
-    """A place, once for each kind of storage."""
-    assert request.param == "folder"
+@pytest.fixture(params=["folder", "s3"])
+def kit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+    """A place, once for each kind of storage; the server is started only where it is asked for."""
     with ThreadPoolExecutor(4) as executor:
-        yield FolderKit(tmp_path / "files", executor)
+        if request.param == "folder":
+            yield FolderKit(tmp_path / "files", executor)
+        else:
+            server: Server = request.getfixturevalue("s3_server")
+            for name, value in environment(server.url).items():
+                monkeypatch.setenv(name, value)
+            yield ObjectKit(server.bucket(), executor)
 
 
 @pytest.fixture
-async def storage(kit: FolderKit) -> Storage:
+async def storage(kit: Kit) -> Storage:
     """A started storage."""
     storage = kit.storage()
     await storage.start()
     return storage
 
 
-async def test_starting_leaves_nothing_and_can_be_repeated(kit: FolderKit) -> None:
+async def test_starting_leaves_nothing_and_can_be_repeated(kit: Kit) -> None:
     """The probe proves the place by real writes and is gone afterwards, however often a service starts."""
     for _ in range(2):
         await kit.storage().start()
     assert kit.listing() == set()
 
 
-async def test_storages_that_start_at_once_all_start(kit: FolderKit) -> None:
+async def test_storages_that_start_at_once_all_start(kit: Kit) -> None:
     """Services of one place that start together do not take each other's probes for a broken storage."""
     await asyncio.gather(*(kit.storage().start() for _ in range(4)))
     assert kit.listing() == set()
@@ -51,7 +59,7 @@ async def test_creating_is_conditional(storage: Storage) -> None:
     assert await storage.read(KEY) == b"first"
 
 
-async def test_of_concurrent_creators_exactly_one_wins(kit: FolderKit, storage: Storage) -> None:
+async def test_of_concurrent_creators_exactly_one_wins(kit: Kit, storage: Storage) -> None:
     """A task has a single writer, whichever of many attempts comes first; what is kept is the winner's."""
     other = kit.storage()
     contents = [b"%d" % number * 1_000 for number in range(10)]
@@ -62,7 +70,7 @@ async def test_of_concurrent_creators_exactly_one_wins(kit: FolderKit, storage: 
     assert await storage.read(KEY) == contents[won.index(True)]
 
 
-async def test_of_two_processes_exactly_one_creates(kit: FolderKit, storage: Storage) -> None:
+async def test_of_two_processes_exactly_one_creates(kit: Kit, storage: Storage) -> None:
     """The single writer holds across processes too."""
     code = kit.opener() + (
         "import asyncio, sys\n"
@@ -83,7 +91,7 @@ async def test_of_two_processes_exactly_one_creates(kit: FolderKit, storage: Sto
         assert await storage.read(f"kie/00/{number}.json") == (b"one" if pair == ("1", "0") else b"two")
 
 
-async def test_replacing_puts_the_new_object_there(kit: FolderKit, storage: Storage) -> None:
+async def test_replacing_puts_the_new_object_there(kit: Kit, storage: Storage) -> None:
     """An object is put under its key whatever was there, by any writer, and nothing else is left."""
     await storage.replace(KEY, b"first")
     await kit.storage().replace(KEY, b"second, and longer")
@@ -93,7 +101,7 @@ async def test_replacing_puts_the_new_object_there(kit: FolderKit, storage: Stor
     assert kit.listing() == {KEY}
 
 
-async def test_whoever_reads_while_it_is_replaced_reads_one_whole(kit: FolderKit, storage: Storage) -> None:
+async def test_whoever_reads_while_it_is_replaced_reads_one_whole(kit: Kit, storage: Storage) -> None:
     """No reader ever sees nothing, a part, or a mixture."""
     contents = [bytes([letter]) * 300_000 for letter in b"abcdefgh"]
     await storage.replace(KEY, contents[0])
@@ -113,7 +121,7 @@ async def test_whoever_reads_while_it_is_replaced_reads_one_whole(kit: FolderKit
     assert await other.read(KEY) == contents[-1]
 
 
-async def test_keeping_moves_the_whole_file(kit: FolderKit, storage: Storage, tmp_path: Path) -> None:
+async def test_keeping_moves_the_whole_file(kit: Kit, storage: Storage, tmp_path: Path) -> None:
     """What was staged is under its key, nothing else is left, and its digest can be read again."""
     content = b"audio" * 100_000
     path = staged(tmp_path / "staging", content)
@@ -131,7 +139,7 @@ async def test_keeping_again_is_harmless(storage: Storage, tmp_path: Path) -> No
     assert await storage.read("apibox/ab/task.wav") == b"audio"
 
 
-async def test_keeping_what_is_not_there_keeps_nothing(kit: FolderKit, storage: Storage, tmp_path: Path) -> None:
+async def test_keeping_what_is_not_there_keeps_nothing(kit: Kit, storage: Storage, tmp_path: Path) -> None:
     """A lost staged file fails as worth another try, and leaves no key that looks like a file."""
     with pytest.raises(RetryableError) as caught:
         await storage.keep(tmp_path / "gone.part", "apibox/ab/task.wav")
@@ -163,3 +171,52 @@ async def test_an_empty_object_exists(storage: Storage) -> None:
     assert await storage.create(KEY, b"")
     assert await storage.exists(KEY)
     assert await storage.read(KEY) == b""
+
+
+async def test_who_replaces_while_others_do_replaces_too(kit: Kit, storage: Storage) -> None:
+    """Several that replace one object at once all succeed, and what is there at the end is whole and one of theirs."""
+    contents = [bytes([letter]) * 100_000 for letter in b"abcd"]
+    await asyncio.gather(*(kit.storage().replace(KEY, content) for content in contents))
+    assert await storage.read(KEY) in contents
+
+
+async def test_listing_tells_every_object_once(storage: Storage, tmp_path: Path) -> None:
+    """Key, size and time of everything kept are told, each once, and nothing of the storage's own."""
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    await storage.keep(staged(tmp_path / "staging", b"audio"), "apibox/ab/task.wav")
+    for key in ("apibox/ab/task.json", "apibox/abc/task.json", "kie/ab/task.json"):
+        await storage.create(key, b"{}")
+    found = [entry async for entry in storage.list()]
+    assert {entry.key: entry.size_bytes for entry in found} == {
+        "apibox/ab/task.wav": 5,
+        "apibox/ab/task.json": 2,
+        "apibox/abc/task.json": 2,
+        "kie/ab/task.json": 2,
+    }
+    assert len(found) == 4
+    assert all(before < entry.modified_at <= datetime.now(UTC) + timedelta(seconds=1) for entry in found)
+
+
+async def test_listing_begins_at_whole_parts_of_a_path(storage: Storage) -> None:
+    """What is asked for below a folder is not mixed with a folder of a longer name; nothing there is no failure."""
+    for key in ("apibox/ab/task.json", "apibox/abc/task.json", "kie/ab/task.json"):
+        await storage.create(key, b"{}")
+    assert [entry.key async for entry in storage.list("apibox/ab")] == ["apibox/ab/task.json"]
+    assert {entry.key async for entry in storage.list("apibox")} == {"apibox/ab/task.json", "apibox/abc/task.json"}
+    assert [entry.key async for entry in storage.list("sunoapi")] == []
+
+
+async def test_listing_goes_beyond_one_page(storage: Storage) -> None:
+    """More than the thousand objects that a store tells at once are told, each once."""
+    keys = [f"kie/{number % 7:02}/{number}.json" for number in range(1_050)]
+    for first in range(0, len(keys), 50):
+        await asyncio.gather(*(storage.create(key, b"{}") for key in keys[first : first + 50]))
+    assert sorted([entry.key async for entry in storage.list()]) == sorted(keys)
+
+
+async def test_an_address_names_the_object_alone(storage: Storage) -> None:
+    """What a manifest calls its audio holds neither credentials nor a query, and ends with the key."""
+    uri = storage.uri(KEY)
+    assert urlsplit(uri).scheme in {"file", "s3"}
+    assert uri.endswith(f"/{KEY}")
+    assert not set(uri) & set("@?#")

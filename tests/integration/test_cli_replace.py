@@ -20,7 +20,7 @@ from downloader.app import Downloader
 from downloader.manifest import Manifest, read_manifest
 from downloader.names import Names, names_of
 from downloader.settings import DownloaderSettings
-from downloader.storage import FolderStorage
+from downloader.storage_folder import FolderStorage
 from shared import events
 from shared.errors import BrokerError, Reason
 from shared.events import Event, FileReplaced
