@@ -26,6 +26,7 @@ from shared.events import (
     Event,
     ReportFailed,
     ReportLinkless,
+    ReportSucceeded,
     ReportUnrecognised,
 )
 from shared.links import identity, public
@@ -76,18 +77,12 @@ class Announcements:
         if told:
             self._metrics.rejected.labels(str(rejection.reason)).inc()
 
-    async def conflicting(self, cause: Event, manifest: Manifest, names: Names, report: Report) -> None:
-        """Tell where a report contradicts what is stored.
-
-        One that tells no link contradicts nothing, and one with a stale signature only repeats what anybody may have
-        overheard: nobody is alarmed for it.
-        """
-        if isinstance(report, ReportLinkless) or "stale" in report.trust:
-            return
+    async def conflicting(
+        self, cause: Event, manifest: Manifest, names: Names, report: ReportSucceeded | ReportFailed
+    ) -> None:
+        """Tell that a report contradicts what is stored."""
         failed = isinstance(report, ReportFailed)
         claimed = f"code-{report.code}" if isinstance(report, ReportFailed) else events.digest(identity(report.url))
-        if manifest.knows(claimed):
-            return
         conflict = ConversionConflicting(
             vendor=report.vendor,
             task_id=report.task_id,

@@ -13,8 +13,10 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import aiohttp
+import msgspec
 from yarl import URL
 
+from downloader.digests import Promise, promises
 from shared.errors import PermanentError, Reason, RetryableError, WavekeepError
 from shared.links import public
 
@@ -48,8 +50,39 @@ def check_status(response: aiohttp.ClientResponse, *, range_asked: bool = False)
     raise RetryableError(reason, f"{shown(response)}: answered {status}")
 
 
-def check_range(response: aiohttp.ClientResponse, *, offset: int, validator: str, max_bytes: int) -> int:
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer tells of a file, by which another answer can be told to be about the very same one.
+
+    Attributes:
+        validator: a strong ETag, or the date of the last change: what `If-Range` takes.
+        modified: the date of the last change; null where none was told.
+        size_bytes: of the whole; null where it was not told.
+        promised: digests of the whole.
+    """
+
+    validator: str
+    modified: str | None = None
+    size_bytes: int | None = None
+    promised: tuple[Promise, ...] = ()
+
+
+def known_of(response: aiohttp.ClientResponse) -> Known | None:
+    """Return what a whole answer tells of its file; None where nothing surely tells it from another one."""
+    validator = validator_of(response)
+    if validator is None:
+        return None
+    return Known(
+        validator=validator,
+        modified=response.headers.get("Last-Modified"),
+        size_bytes=response.content_length,
+        promised=promises(response.headers, part=False),
+    )
+
+
+def check_range(response: aiohttp.ClientResponse, *, offset: int, known: Known, max_bytes: int) -> int:
     """Return how many bytes follow: all that are left of the very file whose first `offset` bytes are here.
+
+    Servers that heed `Range` and not `If-Range` exist, so the answer itself must tell that it is the same file.
 
     Raises:
         RetryableError: `answer_invalid`: it is another part, or a part of another file.
@@ -63,9 +96,15 @@ def check_range(response: aiohttp.ClientResponse, *, offset: int, validator: str
         raise RetryableError(
             Reason.ANSWER_INVALID, f"{shown(response)}: bytes {first}-{last} of {total}, not from {offset}"
         )
-    tagged = response.headers.get("ETag")
-    if tagged is not None and validator.startswith('"') and tagged.strip() != validator:
-        raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: a part of another file")
+    tag, modified = response.headers.get("ETag", "").strip(), response.headers.get("Last-Modified")
+    by_tag = known.validator.startswith('"')
+    same = (
+        tag == known.validator if by_tag else modified == known.validator,
+        known.modified is None or modified in {known.modified, None},
+        known.size_bytes in {None, total},
+    )
+    if not all(same):
+        raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: not surely a part of the same file")
     if response.content_length not in {None, last - first + 1}:
         raise RetryableError(Reason.ANSWER_INVALID, f"{shown(response)}: its length is not that of its range")
     if total > max_bytes:

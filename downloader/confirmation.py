@@ -19,7 +19,8 @@ Confirm = Literal["always", "when_possible", "never"]
 """How much weight the vendor's own word has: nothing is fetched without it, what no token vouches for waits for it, or
 it is asked for only where nothing else tells what to fetch."""
 
-_CONTRADICTS: Final = frozenset({Outcome.PENDING, Outcome.FAILED})
+_DENIES_SUCCESS: Final = frozenset({Outcome.PENDING, Outcome.FAILED})
+_DENIES_FAILURE: Final = frozenset({Outcome.PENDING, Outcome.NO_LINK})
 """Answers that deny what the callback said; all others but `ready` only leave it open."""
 
 
@@ -42,7 +43,7 @@ def asks_first(confirm: Confirm, report: Report) -> bool:
     """Tell whether the vendor is to be asked about a report before anything else is done."""
     if isinstance(report, ReportLinkless) or "stale" in report.trust:
         return True
-    return isinstance(report, ReportSucceeded) and confirm != "never"
+    return confirm != "never"
 
 
 def decide(confirm: Confirm, report: Report, outcome: Outcome | None, *, now: datetime) -> Course:
@@ -59,18 +60,20 @@ def decide(confirm: Confirm, report: Report, outcome: Outcome | None, *, now: da
         if outcome is None:
             return Course.HAND_ON
         return Course.REJECT if outcome is Outcome.FAILED else Course.WAIT
-    stale = "stale" in report.trust
-    if isinstance(report, ReportFailed):
-        return Course.REJECT if outcome is Outcome.FAILED or not stale else Course.WAIT
-    return Course.WAIT if stale else _unconfirmed(confirm, report, outcome, now)
-
-
-def _unconfirmed(confirm: Confirm, report: ReportSucceeded, outcome: Outcome | None, now: datetime) -> Course:
-    """Decide about a link that the vendor did not confirm, although its callback was authentic and recent."""
-    if outcome is None or confirm == "never":
-        return Course.FOLLOW_REPORT
-    if confirm == "always":
+    failed = isinstance(report, ReportFailed)
+    if failed and outcome is Outcome.FAILED:
+        return Course.REJECT
+    if "stale" in report.trust or not _believed(confirm, report, outcome, now):
         return Course.WAIT
-    vouched = "token" in report.trust and outcome not in _CONTRADICTS
+    return Course.REJECT if failed else Course.FOLLOW_REPORT
+
+
+def _believed(confirm: Confirm, report: ReportSucceeded | ReportFailed, outcome: Outcome | None, now: datetime) -> bool:
+    """Tell whether a callback is believed that was authentic and recent, but that the vendor did not confirm."""
+    if outcome is None or confirm == "never":
+        return True
+    if confirm == "always":
+        return False
+    denials = _DENIES_FAILURE if isinstance(report, ReportFailed) else _DENIES_SUCCESS
     half_time = report.received_at + (report.deadline - report.received_at) / 2
-    return Course.FOLLOW_REPORT if vouched or now >= half_time else Course.WAIT
+    return ("token" in report.trust and outcome not in denials) or now >= half_time

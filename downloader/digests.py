@@ -21,8 +21,6 @@ from typing import Final, Protocol
 import google_crc32c
 from multidict import CIMultiDictProxy
 
-from shared.errors import Reason, RetryableError
-
 _MEMBER: Final = re.compile(r"\s*([A-Za-z0-9*_.-]+)=:([A-Za-z0-9+/=\s]*):\s*(?:;[^,]*)?")
 """A member of a structured field whose value is a byte sequence (RFC 8941)."""
 _MD5_ETAG: Final = re.compile(r'"([0-9a-fA-F]{32})"')
@@ -127,18 +125,14 @@ class Checker:
         for running in self._hashes.values():
             running.update(block)
 
-    def finish(self) -> tuple[str, ...]:
-        """Return the names of what matched.
-
-        Raises:
-            RetryableError: `digest_differs`: the bytes are not those that the server promised.
-        """
+    def finish(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of what matched, and of what did not: then the bytes are not those that were promised."""
         digests = {algorithm: running.digest() for algorithm, running in self._hashes.items()}
-        for promise in self._promised:
-            if digests[promise.algorithm] != promise.value:
-                raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {promise.name}")
-        hinted = ("etag md5",) if self._hint is not None and digests["md5"] == self._hint else ()
-        return (*(promise.name for promise in self._promised), *hinted)
+        matched = [promise.name for promise in self._promised if digests[promise.algorithm] == promise.value]
+        differs = [promise.name for promise in self._promised if digests[promise.algorithm] != promise.value]
+        if self._hint is not None and digests["md5"] == self._hint:
+            matched.append("etag md5")
+        return tuple(matched), tuple(differs)
 
 
 def _structured(headers: CIMultiDictProxy[str], name: str) -> Iterator[tuple[str, str, str]]:

@@ -15,7 +15,7 @@ import structlog
 from downloader.confirmation import Confirm, Course, Report, asks_first, decide
 from downloader.fetch import Fetched, Sink
 from downloader.metrics import DownloaderMetrics
-from downloader.record import Answer
+from downloader.record import Answer, Outcome
 from shared.errors import Reason, RetryableError
 from shared.events import ReportFailed, ReportLinkless, ReportSucceeded, Trust
 from shared.links import identity, public, public_text
@@ -185,7 +185,7 @@ class Links:
             self._metrics.confirmations.labels("waited").inc()
         elif answer is None:
             return
-        elif course is Course.FOLLOW_REPORT:
+        elif course is Course.FOLLOW_REPORT or (course is Course.REJECT and answer.outcome is not Outcome.FAILED):
             log.info("link.unconfirmed", outcome=answer.outcome)
             self._metrics.confirmations.labels("unconfirmed_fetched").inc()
         elif _agree(report, answer):
@@ -200,7 +200,7 @@ class Links:
 def _agree(report: Report, answer: Answer) -> bool:
     """Tell whether a vendor's answer says what its callback said."""
     if isinstance(report, ReportFailed):
-        return answer.url is None
+        return answer.outcome is Outcome.FAILED
     if isinstance(report, ReportLinkless):
         return answer.url is not None
     return answer.url is not None and identity(answer.url) == identity(report.url)
@@ -212,7 +212,7 @@ def _confirmed(trust: tuple[Trust, ...]) -> tuple[Trust, ...]:
 
 def _refusal(report: Report, answer: Answer | None) -> Refusal:
     """Return the failure in the vendor's own words; those of a callback only where it needs no confirmation."""
-    if answer is None:
-        assert isinstance(report, ReportFailed)
+    if isinstance(report, ReportFailed) and (answer is None or answer.outcome is not Outcome.FAILED):
         return Refusal(report.code, public_text(report.message))
+    assert answer is not None
     return Refusal(answer.code, "the vendor says so when asked")

@@ -10,9 +10,11 @@ were synced, unless the machine still runs since they were written.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,9 +24,13 @@ from typing import Final
 
 import msgspec
 
+from downloader.answer import Known
+
 LONGEST_KEPT_S: Final = 16 * 86_400.0
 """Longer than any vendor keeps a file."""
 
+_BESIDE: Final = frozenset({".note", ".tmp", ".png", ".json"})
+"""Names of ours; what else is in the folder is somebody else's."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -33,14 +39,14 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         identity: digest of the link it came by, without what merely signs that.
-        validator: a strong ETag, or the date of the last change: what `If-Range` takes.
+        known: what the first answer told of the file.
         synced_bytes: how much of it survives a crash of the machine.
         boot: of the machine that wrote it.
     """
 
-    version: int = 1
+    version: int = 2
     identity: str
-    validator: str
+    known: Known
     synced_bytes: int
     boot: str
 
@@ -76,27 +82,29 @@ class Partials:
         found = sorted(self._folder.glob(f"{_name(task)}.*.part"), key=_size, reverse=True)
         return next((claim for path in found if (claim := self._take(path, task)) is not None), None)
 
-    def keep(self, path: Path, file: int, *, identity: str, validator: str) -> None:
+    def keep(self, path: Path, file: int, *, identity: str, known: Known) -> None:
         """Leave a file, open as `file`, to the next attempt."""
         os.fsync(file)
-        self.note(path, identity=identity, validator=validator, synced_bytes=os.fstat(file).st_size)
+        self.note(path, identity=identity, known=known, synced_bytes=os.fstat(file).st_size)
         self._make_room()
 
-    def note(self, path: Path, *, identity: str, validator: str, synced_bytes: int = 0) -> None:
+    def note(self, path: Path, *, identity: str, known: Known, synced_bytes: int = 0) -> None:
         """Write what is known of a file, in one step."""
-        note = Note(identity=identity, validator=validator, synced_bytes=synced_bytes, boot=_boot())
+        note = Note(identity=identity, known=known, synced_bytes=synced_bytes, boot=_boot())
         beside = path.with_suffix(".tmp")
         with open(beside, "xb", opener=_private) as out:
             out.write(msgspec.json.encode(note))
         beside.replace(path.with_suffix(".note"))
 
-    def sweep(self) -> int:
+    def sweep(self, *, older_than_s: float = 0.0) -> int:
         """Remove what nobody can go on from, or will; return how many files that were. Living attempts are left."""
         swept = 0
         for path in self._folder.iterdir():
+            if older_than_s and any(time.time() - status.st_mtime < older_than_s for status in _status(path)):
+                continue
             if path.suffix == ".part":
                 swept += self._sweep_part(path)
-            elif not path.with_suffix(".part").exists():  # else it belongs to an attempt
+            elif path.suffix in _BESIDE and not path.with_suffix(".part").exists():  # else it belongs to an attempt
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                     swept += 1
@@ -154,6 +162,11 @@ class Partials:
 def forget(path: Path) -> None:
     """Remove a partial file and what is known of it."""
     path.unlink(missing_ok=True)
+    unnote(path)
+
+
+def unnote(path: Path) -> None:
+    """Forget what is known of a file, before other bytes take the place of those it is known of."""
     path.with_suffix(".note").unlink(missing_ok=True)
 
 
@@ -181,10 +194,16 @@ def _trusted(file: int, note: Note) -> int:
 def _lock(path: Path, stack: contextlib.ExitStack) -> int | None:
     """Open and lock a file that nobody writes, until the stack is left; None where somebody does, or it is gone."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, IsADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link: it may lead anywhere
+            return None
+        raise
     stack.callback(os.close, file)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

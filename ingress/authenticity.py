@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+OLDEST_ASKABLE_S = 24 * 3_600.0
+"""How old a signature may be for its callback to be asked about. The vendor's last try comes after 21 minutes."""
+
 
 class Doubt(StrEnum):
     """Why a callback is not believed. Also a metric label."""
@@ -86,6 +89,15 @@ def doubt_signature(
     if abs(age_s) <= tolerance_s:
         return None
     return Doubt.SIGNATURE_STALE if age_s > 0 else Doubt.TIMESTAMP_OUTSIDE
+
+
+def is_askable(doubt: Doubt | None, *, timestamp: str | None, now: datetime) -> bool:
+    """Tell whether a rightly signed callback that is too old may still be asked about: one that may have been delayed.
+
+    What is older was not delayed; it was kept, by whomever.
+    """
+    sent_at = _read_timestamp(timestamp or "")
+    return doubt is Doubt.SIGNATURE_STALE and sent_at is not None and now.timestamp() - sent_at <= OLDEST_ASKABLE_S
 
 
 def proven_skew_s(

@@ -20,7 +20,8 @@ FAILED_CODE = 501
 LONGEST_TASK_ID = 256
 
 _FORBIDDEN_IN_TASK_ID = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u2028\u2029]")
-_OLDEST_COMPLETION = timedelta(days=30)
+_OLDEST_COMPLETION = timedelta(days=1)
+"""A vendor has stopped calling back by then. A time further back would bring the deadline near, and nobody signs it."""
 
 
 class MalformedCallbackError(Exception):

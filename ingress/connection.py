@@ -173,6 +173,11 @@ class _Connection(web.RequestHandler):
             self._busy = True
             self._edge.hall.busy(self)
 
+    @property
+    def pipelined(self) -> bool:
+        """Whether requests wait behind this one. No vendor does that; whoever does could stay at work for ever."""
+        return bool(self._messages)
+
     def answered(self, *, known: bool) -> None:
         """Note that a request is answered, but for the writing; `known`: it was a callback that was taken."""
         if not self._messages:
@@ -247,6 +252,8 @@ def _answering(
         try:
             response = await handle(request)
             known = response.status == 200 and request.method == "POST"
+            if connection.pipelined:
+                response.force_close()
             return response
         except web.HTTPException:
             response = edge.refuse(RefusedError(Refusal.MALFORMED, "It expects what is not given here."))

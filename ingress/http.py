@@ -31,6 +31,7 @@ LARGEST_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 30
 RETRY_SHED_AFTER_S = 5
 
+_PATHS = frozenset({*(f"/callbacks/{vendor}" for vendor in Vendor), *SAMPLE_ROUTES.values(), openapi.PATH})
 _RECEIVED = b'{"status": "received"}'
 
 _SOURCE = web.RequestKey("source", str)
@@ -77,7 +78,7 @@ def refuse(
     """Count and log a refusal once; return its answer.
 
     Args:
-        path: percent-encoded, without the query; empty where none could be read.
+        path: without the query; empty where none could be read.
         duration_s: since the head was read.
         source: the client's address, where that is why.
     """
@@ -93,6 +94,12 @@ def refuse(
         **({} if source is None else {"source": source}),
     )
     return error.response()
+
+
+def _shown_path(request: web.Request) -> str:
+    """Return the path where it is one of ours. Any other may hold a token: of a URL that was encoded twice, say."""
+    path = request.rel_url.raw_path
+    return path if path in _PATHS else "other"
 
 
 class _Edge:
@@ -198,7 +205,7 @@ class _Edge:
         except web.HTTPException:
             error = RefusedError(Refusal.NOT_FOUND, "Callbacks go to /callbacks/{vendor}.")
         except Exception:
-            log.exception("callback.failed", path=request.rel_url.raw_path[:100])
+            log.exception("callback.failed", path=_shown_path(request))
             error = RefusedError(Refusal.FAULT, "It was logged; send the callback again.")
         else:
             self._metrics.answer_seconds.observe(monotonic() - started)
@@ -206,7 +213,7 @@ class _Edge:
         answer = refuse(
             self._metrics,
             error,
-            path=request.rel_url.raw_path[:100],
+            path=_shown_path(request),
             duration_s=monotonic() - started,
             source=request.get(_SOURCE),
         )

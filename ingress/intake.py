@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from ingress import callback
-from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token, proven_skew_s
+from ingress.authenticity import Credentials, Doubt, doubt_signature, doubt_token, is_askable, proven_skew_s
 from ingress.report import make_report
 from ingress.source import EVERYWHERE, Address, Boundary, Source, client_address
 from shared import events
@@ -119,9 +119,9 @@ class Intake:
         skew_s = proven_skew_s(credentials, doubt, timestamp=proofs.timestamp, now=received_at)
         if skew_s is not None:
             self._on_skew(vendor, skew_s)
-        stale = doubt is Doubt.SIGNATURE_STALE and vendor in self._askable
-        if doubt is not None and not stale:
-            raise NotAuthenticError(doubt)
+        stale = vendor in self._askable and is_askable(doubt, timestamp=proofs.timestamp, now=received_at)
+        if doubt is not None and not (stale and not isinstance(reading, callback.Unrecognised)):
+            raise NotAuthenticError(doubt)  # what nobody understands cannot be asked about either
         report = make_report(
             vendor,
             reading,

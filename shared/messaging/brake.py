@@ -96,7 +96,7 @@ class Brake:
 
 
 class GroupBrakes:
-    """A brake for each host or vendor: beyond the number, what would be parked for causes of theirs is put off.
+    """A brake for each host or vendor and cause: beyond the number, what would be parked for that is put off.
 
     Nobody else waits: the consumer goes on, and what is put off climbs the ladder until its time is over. One message a
     minute is parked nevertheless, so that the list shows what is wrong.
@@ -109,17 +109,18 @@ class GroupBrakes:
     def __init__(self, most: int, *, most_groups: int = MOST_GROUPS) -> None:
         self._most = most
         self._most_groups = most_groups
-        self._brakes: OrderedDict[str, Brake] = OrderedDict()
+        self._brakes: OrderedDict[str, dict[Reason, Brake]] = OrderedDict()
 
     def engaged(self) -> int:
         """Return how many groups are put off now."""
-        return sum(brake.engaged for brake in self._brakes.values())
+        return sum(any(brake.engaged for brake in group.values()) for group in self._brakes.values())
 
     def puts_off(self, group: str, reason: Reason, now_s: float) -> bool:
         """Tell whether a message is put off instead of being parked; False takes note that it is parked."""
         if reason not in THEIRS:
             return False
-        brake = self._brakes.setdefault(group, Brake(self._most, causes=THEIRS))
+        brakes = self._brakes.setdefault(group, {})
+        brake = brakes.setdefault(reason, Brake(self._most, causes=THEIRS))
         self._brakes.move_to_end(group)
         if len(self._brakes) > self._most_groups:
             self._brakes.popitem(last=False)
@@ -132,5 +133,5 @@ class GroupBrakes:
 
     def succeeded(self, group: str) -> bool:
         """Take note that a message was settled as it should be; True when this releases its group."""
-        brake = self._brakes.pop(group, None)
-        return brake is not None and brake.succeeded()
+        brakes = self._brakes.pop(group, {})
+        return any(brake.engaged for brake in brakes.values())

@@ -233,6 +233,16 @@ async def test_no_place_is_ever_lost(start: Start, monkeypatch: pytest.MonkeyPat
     assert (await edge.post()).status == 200
 
 
+async def test_pipelined_requests_do_not_keep_a_connection_at_work(start: Start) -> None:
+    """Whoever sends the next request before the answer gets one answer, and has to connect again."""
+    edge = await start()
+    async with edge.connected() as (reader, writer):
+        writer.write(request(BODY) * 3)
+        assert (await answer_from(reader)).status == 200
+        assert await reader.read() == b""
+    assert len(edge.publisher.published) == 1
+
+
 async def test_a_head_is_bounded_as_a_whole(start: Start) -> None:
     """Many headers that are short enough each are refused together, before they fill the memory."""
     edge = await start()

@@ -96,6 +96,17 @@ async def test_nothing_there(edge: Edge, path: str) -> None:
     refused_once(edge, "not_found")
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/callbacks/apibox%3Ftoken=s3cret", "/callbacks/apibox&token=s3cret", "/s3cret", "/callbacks/s3cret"],
+)
+async def test_a_token_in_a_mangled_path_is_not_logged(edge: Edge, path: str) -> None:
+    """A callback URL that was encoded twice ends in a 404, and its token in no log."""
+    assert (await edge.post(path=path)).status == 404
+    assert [line["path"] for line in edge.lines if "path" in line] == ["other"]
+    assert "s3cret" not in str(edge.lines)
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
 @pytest.mark.parametrize("path", [PATH, "/wav-callback"])
 async def test_other_methods(edge: Edge, method: str, path: str) -> None:

@@ -22,6 +22,9 @@ from tests.integration.ingress_server import (
     running,
 )
 
+UNKNOWN_SHAPE = b'{"code": 200, "data": {"task_id": "t1", "callbackType": "complete"}}'
+"""Authentic, but nothing we know."""
+
 ASKABLE: dict[str, Any] = {"kie_api_key": SecretStr("configured")}
 TOKEN_TOO: dict[str, Any] = {"kie_callback_tokens": (SecretStr("older"), SecretStr("newer"))}
 
@@ -163,6 +166,8 @@ async def test_stale_where_the_vendor_can_be_asked(
     ("settings", "sent", "doubt"),
     [
         (ASKABLE, signed(late_s=-1_801), "timestamp_outside"),
+        (ASKABLE, signed(late_s=86_460), "signature_stale"),
+        (ASKABLE, signed(late_s=1_801, body=UNKNOWN_SHAPE), "signature_stale"),
         (ASKABLE, signed(late_s=1_801, key="another"), "signature_wrong"),
         (ASKABLE, signed("another task", late_s=1_801), "signature_wrong"),
         (ASKABLE | TOKEN_TOO, signed(late_s=1_801), "token_missing"),
@@ -173,7 +178,7 @@ async def test_stale_where_the_vendor_can_be_asked(
 async def test_an_api_key_excuses_nothing_else(
     settings: dict[str, Any], sent: bytes, doubt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the future, nor a wrong proof, nor another vendor's key makes a stale callback be taken."""
+    """Neither the future, great age, an unknown shape, a wrong proof nor another vendor's key is taken as stale."""
     with listening_in(monkeypatch) as lines:
         async with running(lines, **settings) as edge:
             answer = await edge.send(sent)

@@ -267,12 +267,49 @@ async def test_a_stale_failure_waits_for_the_vendor(house: House, outcome: Outco
     assert (event.data.reason, event.data.code) == (Reason.NOT_CONFIRMED, None)
 
 
-async def test_other_failures_are_no_question(house: House) -> None:
-    """A failure under a proof that holds is believed as ever."""
-    house.confirm, house.vendors.answer = "always", ready(OTHER_LINK)
+async def test_a_forged_failure_is_no_failure(house: House) -> None:
+    """A replayed body that tells a failure rejects nothing: the vendor's own link is followed."""
+    house.vendors.answer = ready(OTHER_LINK)
     await house.custody().handle(failed(451, trust=("signature",)))
-    assert house.vendors.asked == []
-    assert house.publisher.types == ["conversion.rejected"]
+    assert house.source.followed == [OTHER_LINK]
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_a_failure_waits_for_the_vendor_s_word_unless_a_token_vouches(house: House) -> None:
+    """While nobody can be asked, one that only a signature covers waits; one with a token is told in its own words."""
+    house.vendors.answer = Answer(Outcome.UNAVAILABLE)
+    await waits(house, failed(451, trust=("signature",)), Reason.NOT_CONFIRMED)
+    assert house.publisher.types == []
+    await house.custody().handle(failed(451, trust=("token",)))
+    (event,) = house.publisher.told
+    assert isinstance(event.data, ConversionRejected)
+    assert event.data.code == 451
+
+
+@pytest.mark.parametrize("trust", [("token",), ("signature",)])
+async def test_nobody_rings_the_bell_of_conflicts_while_the_vendor_can_be_asked(
+    house: House, trust: tuple[Trust, ...]
+) -> None:
+    """Forged links and failures of a stored task alarm nobody where the vendor says that what is kept is right."""
+    await house.custody().handle(succeeded(LINK))
+    house.vendors.answer = ready(LINK)
+    for number in range(5):
+        await house.custody().handle(succeeded(f"https://evil.example.com/{number}.wav", trust=trust))
+        await house.custody().handle(failed(400 + number, trust=trust))
+    assert house.publisher.types == ["conversion.stored"]
+    house.vendors.answer = ready(OTHER_LINK)
+    await house.custody().handle(succeeded(OTHER_LINK, trust=trust))
+    assert house.publisher.types == ["conversion.stored", "conversion.conflicting"]
+
+
+async def test_a_conflict_that_nobody_can_be_asked_about_is_told_where_a_token_vouches(house: House) -> None:
+    """As ever; one that only a replayable signature covers is not."""
+    await house.custody().handle(succeeded(LINK))
+    house.vendors.answer = Answer(Outcome.UNAVAILABLE)
+    await house.custody().handle(succeeded(OTHER_LINK, trust=("signature",)))
+    assert house.publisher.types == ["conversion.stored"]
+    await house.custody().handle(succeeded(OTHER_LINK, trust=("token",)))
+    assert house.publisher.types == ["conversion.stored", "conversion.conflicting"]
 
 
 @pytest.mark.parametrize("trust", [("token",), ("stale",), ("none",)])

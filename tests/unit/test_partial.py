@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from downloader import partial
+from downloader.answer import Known
+from downloader.digests import Promise
 from downloader.partial import LONGEST_KEPT_S, Partials
 
-TASK, LINK, TAG = "kie/1", "identity", '"tag"'
+TASK, LINK = "kie/1", "identity"
+KNOWN = Known(validator='"tag"', size_bytes=10, promised=(Promise("repr-digest", "sha-256", bytes(32)),))
 
 
 @pytest.fixture
@@ -23,10 +26,10 @@ def left(partials: Partials, content: bytes, *, task: str = TASK, kept: bool = T
     """Leave what an attempt leaves: in order, or by a crash of the process in mid-download."""
     path = partials.new(task)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    partials.note(path, identity=LINK, validator=TAG)
+    partials.note(path, identity=LINK, known=KNOWN)
     os.write(file, content)
     if kept:
-        partials.keep(path, file, identity=LINK, validator=TAG)
+        partials.keep(path, file, identity=LINK, known=KNOWN)
     os.close(file)
     return path
 
@@ -37,7 +40,7 @@ def claimed(partials: Partials, task: str = TASK) -> bytes | None:
     if claim is None:
         return None
     content = claim.path.read_bytes()
-    assert (claim.size_bytes, claim.note.identity, claim.note.validator) == (len(content), LINK, TAG)
+    assert (claim.size_bytes, claim.note.identity, claim.note.known) == (len(content), LINK, KNOWN)
     os.close(claim.file)
     return content
 
@@ -126,3 +129,19 @@ def test_partial_files_stay_within_bounds(partials: Partials, tmp_path: Path) ->
     assert claimed(partials, "kie/1") is None
     assert claimed(partials, "kie/2") == bytes(600)
     assert len(list(tmp_path.glob("*.part"))) == 1
+
+
+def test_what_is_not_ours_is_neither_followed_nor_removed(partials: Partials, tmp_path: Path) -> None:
+    """A mount's folder, somebody's file, a link that leads elsewhere: none is claimed, cut back or swept."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "notes.txt").write_bytes(b"")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.write_bytes(bytes(100))
+    link = partials.new(TASK)
+    link.symlink_to(elsewhere)
+    partials.note(link, identity=LINK, known=KNOWN, synced_bytes=10)
+    assert partials.claim(TASK) is None
+    partials.sweep()
+    assert elsewhere.stat().st_size == 100
+    assert (tmp_path / "lost+found").is_dir()
+    assert (tmp_path / "notes.txt").exists()

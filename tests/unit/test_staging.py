@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from downloader.answer import Known
+from downloader.fetch import Head, Held
 from downloader.staging import Attempt, Staging
 from shared.errors import PermanentError, Reason, RetryableError, StartError
 from simulator.wavs import Flavour, wav
@@ -62,6 +64,25 @@ async def test_a_cut_file_is_not_proven(staging: Staging, tmp_path: Path) -> Non
             attempt.prove(body_proven_complete=True)
     assert caught.value.reason is Reason.WAV_TRUNCATED
     assert left(tmp_path) == []
+
+
+async def test_a_note_never_stands_beside_other_bytes(staging: Staging, tmp_path: Path) -> None:
+    """A file that begins anew without a validator is nothing to go on from, even if the process dies meanwhile."""
+    link, head = "https://files.example.com/a.wav", Known(validator='"one"')
+
+    async def cut_off() -> None:
+        async with staging.attempt("kie/1") as attempt:
+            attempt.begin(Head(link, 0, head, (), None))
+            attempt.write(CONTENT[:1_000])
+            raise RetryableError(Reason.BODY_CUT, "cut")
+
+    with pytest.raises(RetryableError):
+        await cut_off()
+    async with staging.attempt("kie/1") as attempt:
+        assert attempt.held(link) == Held(1_000, head)
+        attempt.begin(Head(link, 0, None, (), None))
+        attempt.write(CONTENT[:2_000])
+        assert [path.suffix for path in left(tmp_path)] == [".part"]
 
 
 async def test_an_open_length_needs_a_proven_end(staging: Staging) -> None:
