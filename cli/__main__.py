@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from cli import events, parked, replace, status, topology, unrecognised
+from cli import audit, backup, events, parked, replace, retention, status, topology, unrecognised
 from shared.lifecycle import run as run_process
 from shared.operations import product_version
 from standalone.app import main as standalone_main
@@ -34,6 +34,9 @@ main.add_command(status.show)
 main.add_command(parked.parked)
 main.add_command(unrecognised.unrecognised)
 main.add_command(replace.replace)
+main.add_command(retention.retention)
+main.add_command(audit.audit)
+main.add_command(backup.backup)
 main.add_command(topology.topology)
 main.add_command(events.events)
 

@@ -1,6 +1,6 @@
 """`wavekeep status` and `wavekeep show`: how things are, and what is known of one task.
 
-Responsible for: asking the operations servers, and reading manifests. It must not change anything.
+Responsible for: asking the operations servers, and gathering what storage and broker hold. It must not change anything.
 """
 
 import asyncio
@@ -13,13 +13,18 @@ import aiohttp
 import click
 import msgspec
 
+from cli.chosen import subject_of, waiting_since
+from cli.evidence import in_words
 from cli.output import as_json, print_json, print_table
-from cli.session import finish, settings
+from cli.parked import SERVICES
+from cli.session import broker, finish, settings
+from cli.waiting import LOOK_AT_MOST
 from downloader.manifest import read_manifest
 from downloader.names import Names, names_of
-from downloader.storage import Storage
+from downloader.storage import Entry, Storage
 from downloader.storage_factory import build_storage
-from shared.errors import PermanentError, Reason
+from shared.errors import PermanentError, Reason, StartError, WavekeepError
+from shared.events import Evidence
 from shared.vendors import Vendor
 
 vendor_option = click.option(
@@ -52,9 +57,13 @@ def status(host: str, ports: tuple[int, ...], *, json_output: bool) -> None:
 @vendor_option
 @as_json
 def show(task: str, vendor: str | None, *, json_output: bool) -> None:
-    """Show what is kept of TASK (the vendor's id, or VENDOR/ID): its manifest and revisions, or its rejection."""
+    """Show everything that is known of TASK (the vendor's id, or VENDOR/ID).
+
+    Its manifest, what it proves, and all revisions; or its rejection; what was told; the objects that are kept; and
+    what is parked of it, where the broker can be asked.
+    """
     vendors, task = _split(vendor, task)
-    found = finish(lambda: _records(vendors, task))
+    found = finish(lambda: _everything(vendors, task))
     if not found:
         raise click.ClickException(
             f"Nothing is kept of a task {task}. It may still be on its way: wavekeep parked list"
@@ -63,12 +72,12 @@ def show(task: str, vendor: str | None, *, json_output: bool) -> None:
         print_json(found)
         return
     for record in found:
-        revisions = record.pop("revisions", [])
+        tables = {name: record.pop(name, None) or [] for name in ("revisions", "objects", "parked")}
         print_table(("", ""), _flat(record), empty="")
-        if revisions:
-            click.echo()
-            columns = ("revision", "sha256", "audio", "stored_at", "announced", "explanation")
-            print_table(columns, ([revision[column] for column in columns] for revision in revisions), empty="")
+        for name, rows in tables.items():
+            if rows:
+                click.echo()
+                print_table(_titled(name, rows[0]), (list(row.values()) for row in rows), empty="")
         click.echo()
 
 
@@ -135,6 +144,65 @@ async def _records(vendors: list[str], task: str) -> list[dict[str, Any]]:
                     found.append(record)
                     break
     return found
+
+
+async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
+    """Return all that is known of a task, for each vendor that has one of the name."""
+    parked = await _parked({f"{vendor}/{task}" for vendor in vendors})
+    found = await _records(vendors, task)
+    with ThreadPoolExecutor(1) as executor:
+        storage = build_storage(settings(), executor=executor)
+        for record in found:
+            vendor = record["vendor"]
+            names = names_of(vendor, task)
+            objects = [entry async for entry in storage.list(_shelf(names)) if entry.key.startswith(f"{names.stem}.")]
+            record["kept_in"] = storage.uri(_shelf(names))
+            record["told"] = [entry.key[len(names.stem) + 1 :] for entry in objects if _is_marker(entry)]
+            record["objects"] = [
+                {"key": entry.key, "size_bytes": entry.size_bytes, "modified_at": entry.modified_at}
+                for entry in sorted(objects, key=lambda entry: entry.key)
+                if not _is_marker(entry)
+            ]
+            if record["state"] == "stored":
+                evidence = msgspec.convert(record["evidence"], Evidence)
+                record["evidence"]["in_words"] = in_words(evidence)
+                for name, key in (("rejection", names.rejected), ("expired", names.expired)):
+                    content = await storage.read(key)
+                    record[name] = None if content is None else _decoded(content, key)
+            record["parked"] = None if parked is None else parked.pop(f"{vendor}/{task}", [])
+    for subject, messages in (parked or {}).items():
+        found.append({"state": "parked", "vendor": subject.partition("/")[0], "task_id": task, "parked": messages})
+    return found
+
+
+async def _parked(subjects: set[str]) -> dict[str, list[dict[str, Any]]] | None:
+    """Return what is parked of some tasks, by subject; None where the broker cannot be asked."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    try:
+        async with broker() as opened:
+            for service, queue in SERVICES.items():
+                async for kept in opened.kept(queue, limit=LOOK_AT_MOST):
+                    subject = subject_of(kept)
+                    if subject in subjects:
+                        facts = {"id": kept.id, "service": service, "reason": kept.reason}
+                        since = waiting_since(kept)
+                        found.setdefault(subject, []).append(facts | {"attempts": kept.attempts, "waits_since": since})
+    except (click.ClickException, StartError, WavekeepError):
+        return None
+    return found
+
+
+def _shelf(names: Names) -> str:
+    return names.stem.rpartition("/")[0]
+
+
+def _is_marker(entry: Entry) -> bool:
+    return entry.key.endswith(".announced")
+
+
+def _titled(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """Return the titles of a table: what the rows are stands where their first column's name would."""
+    return (name.removesuffix("s"), *list(row)[1:])
 
 
 def _decoded(content: bytes, key: str) -> dict[str, Any]:

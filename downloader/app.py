@@ -14,23 +14,30 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from downloader.custody import Custody
+from downloader.expiry import Expiring
+from downloader.fairness import Places
 from downloader.fence import Fence, Opening
 from downloader.fetch import Fetcher, Limits
+from downloader.housekeeping import EVERY_S, Housekeeping
 from downloader.inspection import Inspector, NoInspector, QualityInspector
+from downloader.janitor import Janitor
 from downloader.links import Links
 from downloader.metrics import DownloaderMetrics
 from downloader.quality_run import QualityRunner, require
+from downloader.retention import Retention, Rules
 from downloader.settings import DownloaderSettings
+from downloader.space import Space
 from downloader.staging import Staging
 from downloader.storage import Storage
 from downloader.storage_factory import build_storage
+from downloader.storage_folder import TEMPORARY
 from downloader.vendor_api import VendorApi
 from shared import lifecycle
 from shared.clock import Clock, system_clock
 from shared.messaging.factory import build_broker
 from shared.messaging.port import Broker, Subscription
 from shared.messaging.second_chance import SecondChances
-from shared.messaging.topology import DOWNLOADER
+from shared.messaging.topology import DOWNLOADER, URGENT
 from shared.metrics import MessagingMetrics
 from shared.settings import load
 
@@ -59,13 +66,23 @@ class Downloader:
         storage: Storage | None = None,
         clock: Clock = system_clock,
         monotonic: Callable[[], float] = time.monotonic,
+        keep_house_every_s: float = EVERY_S,
     ) -> None:
         self._broker = broker
         self._openings = (*settings.openings, *openings)
         self._metrics = DownloaderMetrics(registry)
-        self._executor = ThreadPoolExecutor(settings.download_concurrency + 2, thread_name_prefix="downloader")
+        at_once = settings.download_concurrency + settings.download_urgent_concurrency
+        self._executor = ThreadPoolExecutor(at_once + 2, thread_name_prefix="downloader")
         self._storage = storage or build_storage(settings, executor=self._executor)
-        self._staging = Staging(settings.staging_folder, executor=self._executor)
+        folder = settings.storage_folder if settings.object_store is None else None
+        self._space = Space(
+            staging=settings.staging_folder,
+            storage=folder,
+            reserve_bytes=settings.storage_reserve_bytes,
+            quota_bytes=settings.storage_quota_bytes,
+            metrics=self._metrics.keeping,
+        )
+        self._staging = Staging(settings.staging_folder, executor=self._executor, space=self._space)
         self._fetcher = Fetcher(
             Fence(self._openings, settings.download_allowed_hosts),
             Limits(
@@ -87,6 +104,12 @@ class Downloader:
                 metrics=self._metrics,
                 attempt_timeout_s=settings.download_attempt_timeout_s,
             ),
+            places=Places(
+                per_host=settings.places_per_host,
+                large=settings.places_for_large,
+                large_bytes=settings.download_large_bytes,
+                metrics=self._metrics,
+            ),
             staging=self._staging,
             storage=self._storage,
             inspector=self._inspector(settings),
@@ -94,13 +117,43 @@ class Downloader:
             metrics=self._metrics,
             clock=clock,
         )
-        self._subscription = Subscription(
-            queue=DOWNLOADER,
-            handler=self._custody.handle,
-            concurrency=settings.download_concurrency,
-            next_step=self._custody.next_step,
-            on_give_up=self._custody.give_up,
-            group=self._custody.group,
+        self._subscriptions = [
+            Subscription(
+                queue=queue,
+                handler=self._custody.handle,
+                concurrency=concurrency,
+                next_step=self._custody.next_step,
+                on_give_up=self._custody.give_up,
+                group=self._custody.group,
+                lane=self._custody.lane,
+            )
+            for queue, concurrency in (
+                (DOWNLOADER, settings.download_concurrency),
+                (URGENT, settings.download_urgent_concurrency),
+            )
+        ]
+        self._housekeeping = Housekeeping(
+            space=self._space,
+            janitor=Janitor(
+                staging=self._staging,
+                storage=self._storage,
+                temporary=() if folder is None else (folder / TEMPORARY,),
+                delete_orphans=settings.janitor_delete_orphans,
+                metrics=self._metrics.keeping,
+            ),
+            retention=Retention(
+                mode=settings.retention_mode,
+                rules=Rules(max_age_days=settings.retention_max_age_days, max_bytes=settings.retention_max_bytes),
+                storage=self._storage,
+                expiring=Expiring(storage=self._storage, publisher=broker, metrics=self._metrics.keeping, clock=clock),
+                metrics=self._metrics.keeping,
+                clock=clock,
+            ),
+            storage=self._storage,
+            executor=self._executor,
+            metrics=self._metrics,
+            clock=clock,
+            every_s=keep_house_every_s,
         )
         self._second_chances = SecondChances(broker, DOWNLOADER, crash_loops=self._metrics.crash_loops, clock=clock)
 
@@ -122,7 +175,10 @@ class Downloader:
             await stack.enter_async_context(self._vendor_api)
             await stack.enter_async_context(self._quality_runner)
             await stack.enter_async_context(self._second_chances.running())
-            await self._broker.consume(self._subscription, stop=stop)
+            await stack.enter_async_context(self._housekeeping.running())
+            async with asyncio.TaskGroup() as group:
+                for subscription in self._subscriptions:
+                    group.create_task(self._broker.consume(subscription, stop=stop))
 
     def _inspector(self, settings: DownloaderSettings) -> Inspector:
         if not (settings.quality or settings.waveform):
@@ -136,14 +192,16 @@ class Downloader:
         )
 
     def checks(self) -> Mapping[str, bool]:
-        """Ready while reports reach it."""
-        return {"downloader": self._broker.consuming(DOWNLOADER)}
+        """Ready while reports reach it, urgent ones too."""
+        return {"downloader": all(self._broker.consuming(subscription.queue) for subscription in self._subscriptions)}
 
 
 async def main(stop: asyncio.Event) -> None:
     """Run the downloader as a process of its own, settings from the environment."""
     settings = load(DownloaderSettings)
     registry = CollectorRegistry()
-    broker = build_broker(settings, name="downloader", metrics=MessagingMetrics(registry, "downloader", [DOWNLOADER]))
+    broker = build_broker(
+        settings, name="downloader", metrics=MessagingMetrics(registry, "downloader", [DOWNLOADER, URGENT])
+    )
     service = Downloader(settings, broker, registry)
     await lifecycle.serve("downloader", settings, broker, [service], registry, stop)

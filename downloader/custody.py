@@ -18,6 +18,7 @@ import structlog
 
 from downloader.announcements import Announcements
 from downloader.confirmation import Report
+from downloader.fairness import Place, Places, lane_of, queue_for
 from downloader.fetch import Sink
 from downloader.inspection import Inspector
 from downloader.links import Followed, Lead, Refusal, Unanswerable
@@ -28,7 +29,7 @@ from downloader.staging import Attempt, Staging
 from downloader.storage import Storage
 from shared import events
 from shared.clock import Clock
-from shared.errors import PermanentError, Reason, RetryableError
+from shared.errors import BusyError, PermanentError, Reason, RetryableError
 from shared.events import Event, Evidence, ReportFailed, ReportLinkless, ReportSucceeded
 from shared.links import host_of, identity, public
 from shared.messaging.port import Message, Publisher
@@ -38,7 +39,15 @@ log = structlog.get_logger()
 
 FOR_EVER = timedelta(days=365)
 
+DIGEST_WARNING = "server_digest_differs"
+"""Of a file that is whole, but not what its server's digest says, however often it was fetched."""
+
+_DIGESTS_BELIEVED_FOR = 5
+"""Tries, until it is the header that is believed to be wrong: a file must not be lost for that."""
+
 _WAIT_FOR_COPY_S = 2.0
+_PUT_OFF_LONGER_AFTER = timedelta(minutes=10)
+_BUSY = frozenset({Reason.HOST_BUSY, Reason.LARGE_BUSY})
 _NOT_THE_FILE = frozenset(
     {
         Reason.TASK_IN_HAND,
@@ -68,6 +77,7 @@ class Custody:
 
     Args:
         source: finds links, and follows them past the fence.
+        places: says who may download now.
         staging: proves attempts.
         storage: keeps what is whole.
         inspector: looks at what is whole, before it is kept.
@@ -78,6 +88,7 @@ class Custody:
         self,
         *,
         source: Source,
+        places: Places,
         staging: Staging,
         storage: Storage,
         inspector: Inspector,
@@ -86,6 +97,7 @@ class Custody:
         clock: Clock,
     ) -> None:
         self._source = source
+        self._places = places
         self._staging = staging
         self._storage = storage
         self._inspector = inspector
@@ -108,7 +120,8 @@ class Custody:
             manifest = await self._manifest(names) or await self._bring_in(event, report, names, message)
             if manifest is not None:
                 await self._announcements.stored(event, manifest, names)
-                await self._announcements.conflicting(event, manifest, names, report)
+                if not isinstance(report, ReportLinkless) and await self._contradicts(manifest, report):
+                    await self._announcements.conflicting(event, manifest, names, report)
 
     def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure for this reason; None past the deadline.
@@ -122,8 +135,19 @@ class Custody:
         now = self._clock()
         if reason in _NOT_THE_FILE:
             return choose_step(message.attempts + 1, now=now, end=now + FOR_EVER)
+        failures = message.attempts + 1
+        if reason in _BUSY:  # 30 s, and later on 2 min: whom thousands wait for is not asked about all of them at once
+            failures = 2 if now - message.first_seen < _PUT_OFF_LONGER_AFTER else 3
         marks = (moment for _, moment in at_risk_marks(report.received_at, report.deadline))
-        return choose_step(message.attempts + 1, now=now, end=report.deadline, reason=reason, marks=marks)
+        return choose_step(failures, now=now, end=report.deadline, reason=reason, marks=marks)
+
+    def lane(self, message: Message, after_s: float) -> str:
+        """Name the queue that a report belongs in when it is looked at so many seconds from now."""
+        try:
+            _, report = _report(message)
+        except PermanentError:
+            return message.queue
+        return queue_for(report.received_at, report.deadline, self._clock() + timedelta(seconds=after_s))
 
     async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
         """Tell that a report is given up, before it is parked.
@@ -145,7 +169,7 @@ class Custody:
             event, report = _report(message)
         except PermanentError:
             return message.queue
-        return (host_of(report.url) if isinstance(report, ReportSucceeded) else "") or event.source
+        return _host(report) or event.source
 
     @asynccontextmanager
     async def _alone(self, subject: str) -> AsyncGenerator[None, None]:
@@ -167,12 +191,18 @@ class Custody:
 
     async def _bring_in(self, event: Event, report: Report, names: Names, message: Message) -> Manifest | None:
         """Do what follows from a report of a task that nothing is stored of; return the manifest that is there now."""
+        lane = lane_of(message.queue)
         try:
+            self._places.expect(_host(report), event.subject, lane)
             found = await self._source.find(report, now=self._clock())
             if isinstance(found, Lead):
-                return await self._fetch_and_store(event, found, names)
+                async with self._places.take(host_of(found.url), event.subject, lane) as place:
+                    return await self._fetch_and_store(event, found, names, place, tries=message.attempts)
         except RetryableError as error:
-            await self._announcements.at_risk(event, report, names, error.reason, attempts=message.attempts + 1)
+            if isinstance(error, BusyError):
+                self._metrics.put_offs.labels(str(error.reason)).inc()
+            attempts = message.attempts + error.counted
+            await self._announcements.at_risk(event, report, names, error.reason, attempts=attempts)
             raise
         if isinstance(found, Refusal):
             await self._reject(event, report, names, Reason.VENDOR_FAILED, found.detail, code=found.code)
@@ -180,14 +210,31 @@ class Custody:
             await self._announcements.unrecognised(event, found.report)
         return None
 
-    async def _fetch_and_store(self, event: Event, lead: Lead, names: Names) -> Manifest:
+    async def _contradicts(self, manifest: Manifest, report: ReportSucceeded | ReportFailed) -> bool:
+        """Tell whether a report contradicts what is stored, and may alarm people.
+
+        A stale signature only repeats what anybody may have overheard. Where the vendor can be asked, its word counts:
+        who replays a body or knows a token would else have a bell to ring.
+        """
+        if "stale" in report.trust:
+            return False
+        if isinstance(report, ReportSucceeded) and manifest.knows(events.digest(identity(report.url))):
+            return False
+        try:
+            found = await self._source.find(report, now=self._clock())
+        except RetryableError:
+            return "token" in report.trust
+        return not (isinstance(found, Lead) and manifest.knows(events.digest(identity(found.url))))
+
+    async def _fetch_and_store(self, event: Event, lead: Lead, names: Names, place: Place, *, tries: int) -> Manifest:
         """Fetch, prove, store, commit; return the manifest that won, ours or another writer's."""
         with self._metrics.attempt() as outcome:
             async with self._staging.attempt(event.subject) as attempt:
-                followed = await self._source.fetch(lead, attempt)
-                manifest = await self._prove(event, lead, names, attempt, followed)
+                followed = await self._source.fetch(lead, place.watch(attempt))
+                manifest = await self._prove(event, lead, names, attempt, followed, tries)
                 manifest = await self._inspect(manifest, names, attempt)
                 await self._storage.keep(attempt.path, manifest.audio)
+                attempt.kept(manifest.audio)
             await self._read_again(manifest)
             if await self._storage.create(names.manifest, write(manifest)):
                 outcome.stored(manifest.size_bytes)
@@ -203,10 +250,14 @@ class Custody:
             outcome.lost_race()
             return winner
 
-    async def _prove(self, event: Event, lead: Lead, names: Names, attempt: Attempt, followed: Followed) -> Manifest:
+    async def _prove(
+        self, event: Event, lead: Lead, names: Names, attempt: Attempt, followed: Followed, tries: int
+    ) -> Manifest:
         report, transport = lead.report, followed.fetched.transport
         proven_by_transport = transport != "close_delimited"
         proof = await self._staging.prove(attempt, body_proven_complete=proven_by_transport)
+        if proof.differs and tries < _DIGESTS_BELIEVED_FOR:
+            raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {', '.join(proof.differs)}")
         judgement, digest = proof.judgement, proof.sha256
         audio = names.audio(digest)
         return Manifest(
@@ -223,7 +274,7 @@ class Custody:
                 digest="server" if proof.matched else "own",
                 matched=proof.matched,
             ),
-            warnings=tuple(str(warning) for warning in judgement.warnings),
+            warnings=(*map(str, judgement.warnings), *((DIGEST_WARNING,) if proof.differs else ())),
             link=public(followed.url),
             link_identity=events.digest(identity(lead.claimed)),
             fetched_identity=None if followed.url == lead.claimed else events.digest(identity(followed.url)),
@@ -283,6 +334,11 @@ class Custody:
                 rejection = earlier  # the same fact is told again in the same words
         if await self._manifest(names) is None:  # else stored meanwhile by another process: that is final
             await self._announcements.rejected(event, rejection, names)
+
+
+def _host(report: Report) -> str:
+    """Return the host that a report tells its file to be on; empty where it tells none."""
+    return host_of(report.url) if isinstance(report, ReportSucceeded) else ""
 
 
 def _report(message: Message) -> tuple[Event, Report]:

@@ -26,15 +26,16 @@ from yarl import URL
 
 from downloader.answer import (
     REDIRECTS,
+    Known,
     Transport,
     check_framing,
     check_range,
     check_status,
     cut,
+    known_of,
     media_type,
     shown,
     translated,
-    validator_of,
     watch,
 )
 from downloader.digests import Promise, md5_hint, promises
@@ -55,11 +56,11 @@ class Held:
     """What an earlier attempt left of a file.
 
     Attributes:
-        validator: by which the server tells this very file from another one.
+        known: what the answer that it came with told of the whole.
     """
 
     size_bytes: int
-    validator: str
+    known: Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,18 @@ class Head:
     Attributes:
         link: that was asked for.
         offset: of the first byte that follows: 0, or as many as are held.
-        validator: see `Held`; None where the file cannot be told from another one, so that nobody could go on later.
+        known: see `Held`; None where the file cannot be told from another one, so that nobody could go on later.
         promised: digests of the whole file.
         md5_hint: what may be its MD5.
+        size_bytes: of the whole file; None where it is not told.
     """
 
     link: str
     offset: int
-    validator: str | None
+    known: Known | None
     promised: tuple[Promise, ...]
     md5_hint: bytes | None
+    size_bytes: int | None = None
 
 
 class Sink(Protocol):
@@ -202,7 +205,7 @@ class Fetcher:
 
     async def _follow(self, target: URL, link: str, sink: Sink) -> Fetched:
         held = sink.held(link)
-        rest = {} if held is None else {"Range": f"bytes={held.size_bytes}-", "If-Range": held.validator}
+        rest = {} if held is None else {"Range": f"bytes={held.size_bytes}-", "If-Range": held.known.validator}
         for hop in itertools.count(1):
             async with self._visit(target, rest) as response:
                 if response.status not in REDIRECTS:
@@ -251,14 +254,25 @@ class Fetcher:
         check_status(response, range_asked=held is not None)
         transport = check_framing(response, self._limits.max_bytes)
         closed = watch(response)
-        following, offset, validator = None, 0, validator_of(response)
+        following, offset, known = None, 0, known_of(response)
+        promised = promises(response.headers, part=response.status == 206)
         if response.status == 206 and held is not None:
-            offset, validator, transport = held.size_bytes, held.validator, "content_range"
-            following = check_range(response, offset=offset, validator=validator, max_bytes=self._limits.max_bytes)
-        head = Head(link, offset, validator, promises(response.headers, part=offset > 0), md5_hint(response.headers))
+            offset, known, transport = held.size_bytes, held.known, "content_range"
+            promised = tuple(dict.fromkeys((*held.known.promised, *promised)))
+            following = check_range(response, offset=offset, known=known, max_bytes=self._limits.max_bytes)
+        told = following if offset else response.content_length
+        head = Head(
+            link,
+            offset,
+            known,
+            promised,
+            md5_hint(response.headers),
+            size_bytes=None if told is None else offset + told,
+        )
         size_bytes = 0
         async with Handover(self._executor) as handover:
             await handover.run(partial(sink.begin, head))
+            await handover.finish()  # what it refuses, it refuses now, and not when a slow sender has filled a block
             async for block in self._blocks(response, offset):
                 size_bytes += len(block)
                 await handover.run(partial(sink.write, block))

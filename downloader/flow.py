@@ -36,10 +36,14 @@ class Handover:
 
     async def run(self, step: Callable[[], None]) -> None:
         """Start a step, once the one before it has ended; raise what that one raised."""
+        await self.finish()
+        self._writing = asyncio.get_running_loop().run_in_executor(self._executor, step)
+
+    async def finish(self) -> None:
+        """Wait until the present step has ended; raise what it raised."""
         writing = await self._idle()
         if writing is not None:
             writing.result()
-        self._writing = asyncio.get_running_loop().run_in_executor(self._executor, step)
 
     async def _idle(self) -> asyncio.Future[None] | None:
         """Wait for the present write, however often this task is cancelled meanwhile; return it, ended, once."""

@@ -9,14 +9,17 @@ from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from downloader.keeping_metrics import KeepingMetrics
 from downloader.quality import Failure, Finding, Quality
 from downloader.record import Outcome
-from shared.errors import Reason
+from shared.errors import BusyError, Reason
 from shared.metrics import crash_loops
 from shared.retry import AT_RISK_PERCENT
 from shared.vendors import Vendor
 
-ATTEMPT_OUTCOMES = ("stored", "lost_race", "failed")
+ATTEMPT_OUTCOMES = ("stored", "lost_race", "put_off", "failed")
+LANES = ("normal", "urgent")
+PUT_OFFS = (Reason.HOST_BUSY, Reason.LARGE_BUSY)
 CLAIMS = ("succeeded", "failed")
 CONFIRMATIONS = ("confirmed", "differs", "unconfirmed_fetched", "waited")
 
@@ -71,6 +74,22 @@ class DownloaderMetrics:
             self._findings.labels(str(finding))
         self.crash_loops = crash_loops(registry, "downloader")
         self._in_progress = Gauge("wavekeep_downloader_attempts_in_progress", "Attempts under way.", registry=registry)
+        self.places = Gauge(
+            "wavekeep_downloader_places_taken",
+            "Places for downloads that are taken, by lane.",
+            ["lane"],
+            registry=registry,
+        )
+        self.put_offs = Counter(
+            "wavekeep_downloader_put_offs_total",
+            "Reports put off untried, by what there was no place for.",
+            ["reason"],
+            registry=registry,
+        )
+        for lane in LANES:
+            self.places.labels(lane)
+        for reason in PUT_OFFS:
+            self.put_offs.labels(str(reason))
         self.stored = Counter(
             "wavekeep_downloader_conversions_stored_total",
             "Conversions announced stored.",
@@ -103,13 +122,16 @@ class DownloaderMetrics:
         )
         self.confirmations = Counter(
             "wavekeep_downloader_confirmations_total",
-            "How asking before fetching ended.",
+            "How asking before fetching, or before telling a conflict, ended.",
             ["outcome"],
             registry=registry,
         )
         self.swept = Counter(
-            "wavekeep_downloader_swept_files_total", "Files of dead attempts removed at start.", registry=registry
+            "wavekeep_downloader_swept_files_total",
+            "Files of dead attempts and writers removed, at start and later.",
+            registry=registry,
         )
+        self.keeping = KeepingMetrics(registry)
         for vendor in Vendor:
             self.stored.labels(str(vendor))
             for answer in Outcome:
@@ -138,6 +160,9 @@ class DownloaderMetrics:
         self._in_progress.inc()
         try:
             yield outcome
+        except BusyError:
+            outcome.word = "put_off"
+            raise
         finally:
             self._in_progress.dec()
             self._seconds.observe(monotonic() - started)

@@ -36,6 +36,16 @@ class Names:
         """The record of a rejection."""
         return f"{self.stem}.rejected.json"
 
+    @property
+    def expired(self) -> str:
+        """Made before retention deletes the audio: from then on it may be missing."""
+        return f"{self.stem}.expired"
+
+    @property
+    def expiry_announced(self) -> str:
+        """Made after `file.expired` for what `expired` says was confirmed."""
+        return f"{self.stem}.expired.announced"
+
     def rejection_announced(self, reason: str) -> str:
         """Made after `conversion.rejected` with this reason was confirmed."""
         return f"{self.stem}.rejected.{reason}.announced"

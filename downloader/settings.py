@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
@@ -68,7 +68,46 @@ class DownloaderSettings(ServiceSettings):
         default=False,
         description="Run although the storage cannot create conditionally: this downloader is its only writer.",
     )
+    storage_reserve_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that stay free on the disks of staging and storage, for the queue beside them: with less"
+        " nothing is fetched. Default: 1 GiB, but at most 5 % of the disk; 0: none.",
+    )
+    storage_quota_bytes: int | None = Field(
+        default=None, gt=0, description="Bytes of audio and pictures kept at most: beyond, nothing is fetched."
+    )
+    retention_mode: Literal["off", "report", "delete"] = Field(
+        default="off",
+        description="Whether files go by age or size: `off`, `report` names them, `delete` lets go what was named for"
+        " a day.",
+    )
+    retention_max_age_days: int | None = Field(
+        default=None, ge=16, description="Days a file is kept; no vendor comes back to one after 15."
+    )
+    retention_max_bytes: int | None = Field(
+        default=None, gt=0, description="Bytes of audio and pictures beyond which the oldest files go."
+    )
+    janitor_delete_orphans: bool = Field(
+        default=False, description="Delete audio that no manifest names for a day; else it is told only."
+    )
     download_concurrency: int = Field(default=4, ge=1, le=256, description="Downloads at once.")
+    download_urgent_concurrency: int = Field(
+        default=2,
+        ge=1,
+        le=256,
+        description="Downloads at once, besides, of what is past 80 % of its time: the reserved places.",
+    )
+    download_per_host: int | None = Field(
+        default=None,
+        ge=1,
+        description="Downloads at once from one host. Default: one less than all of them, at least 1.",
+    )
+    download_large_bytes: int = Field(
+        default=128 * 1024 * 1024,
+        ge=1,
+        description="A file above this is large, in bytes: at most half of the downloads are of large files.",
+    )
     download_max_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1, description="Largest file taken, in bytes.")
     download_min_bytes_per_s: float | None = Field(
         default=None,
@@ -163,6 +202,35 @@ class DownloaderSettings(ServiceSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        if self.places_per_host > self.download_concurrency:
+            raise ValueError(
+                f"{PREFIX}DOWNLOAD_PER_HOST must not be above {PREFIX}DOWNLOAD_CONCURRENCY"
+                f" ({self.download_concurrency}): more downloads than that there are never at once."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_keeping(self) -> Self:
+        if self.retention_mode != "off" and self.retention_max_age_days is None and self.retention_max_bytes is None:
+            raise ValueError(
+                f"{PREFIX}RETENTION_MODE={self.retention_mode} needs {PREFIX}RETENTION_MAX_AGE_DAYS or"
+                f" {PREFIX}RETENTION_MAX_BYTES, or both: without them no file would ever go."
+            )
+        quota_bytes = self.storage_quota_bytes
+        if quota_bytes is not None and quota_bytes < self.download_max_bytes:
+            raise ValueError(
+                f"{PREFIX}STORAGE_QUOTA_BYTES must be at least {PREFIX}DOWNLOAD_MAX_BYTES: a large file could never be"
+                " kept. Raise the quota or lower the size."
+            )
+        if self.retention_mode != "off" and quota_bytes is not None and (self.retention_max_bytes or 0) > quota_bytes:
+            raise ValueError(
+                f"{PREFIX}RETENTION_MAX_BYTES must not be above {PREFIX}STORAGE_QUOTA_BYTES: the quota would be spent"
+                " before any file goes."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_quality_time(self) -> Self:
         measured = self.quality or self.waveform
         if measured and self.download_attempt_timeout_s + self.quality_timeout_s >= self.ack_timeout_s:
@@ -177,6 +245,16 @@ class DownloaderSettings(ServiceSettings):
     def least_bytes_per_s(self) -> float:
         """The least rate: as set, or what the largest file needs to arrive within one attempt."""
         return self.download_min_bytes_per_s or self.download_max_bytes / self.download_attempt_timeout_s
+
+    @property
+    def places_per_host(self) -> int:
+        """Downloads at once from one host: as set, or one less than there are."""
+        return self.download_per_host or max(self.download_concurrency - 1, 1)
+
+    @property
+    def places_for_large(self) -> int:
+        """Downloads of large files at once."""
+        return max(self.download_concurrency // 2, 1)
 
     @property
     def object_store(self) -> str | None:

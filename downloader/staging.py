@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from downloader.answer import Known
 from downloader.digests import Checker
 from downloader.fetch import Head, Held
-from downloader.partial import Claim, Partials, forget
+from downloader.partial import Claim, Partials, forget, unnote
+from downloader.space import Room, Space
 from downloader.storage import translating
 from downloader.wav import Judgement, Walker
 from shared.errors import Reason, RetryableError, StartError
@@ -47,6 +49,7 @@ _WAY_TO_THE_FILE: Final = frozenset(
         Reason.HTTP_REFUSED,
         Reason.HTTP_FAILED,
         Reason.BODY_CUT,
+        Reason.LARGE_BUSY,
     }
 )
 """Failures that say nothing against the bytes that are there."""
@@ -58,12 +61,13 @@ class Proof:
 
     Attributes:
         sha256: in hex, computed over the bytes as they came.
-        matched: digests of the server's that matched too, by name.
+        matched, differs: digests that the server sent, by name: those that are of these bytes, and those that are not.
     """
 
     judgement: Judgement
     sha256: str
     matched: tuple[str, ...]
+    differs: tuple[str, ...]
 
 
 class Attempt:
@@ -72,14 +76,16 @@ class Attempt:
     Args:
         path: of the staged file, which must not exist; or of the claim.
         claim: what an earlier attempt left.
+        room: what it may take of the disks; None for whatever is there.
 
     Attributes:
         size_bytes: of the file so far.
     """
 
-    def __init__(self, path: Path, claim: Claim | None = None) -> None:
+    def __init__(self, path: Path, claim: Claim | None = None, room: Room | None = None) -> None:
         self.path = path
         self._claim = claim
+        self._room = room
         if claim is None:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -90,23 +96,26 @@ class Attempt:
 
     @property
     def gained_bytes(self) -> int:
-        """How much further this attempt came than the one before."""
-        return self.size_bytes - (self._claim.size_bytes if self._claim else 0)
+        """How much further this attempt came than the one before; 0 where it had to begin at the beginning again."""
+        if self._claim is None:
+            return self.size_bytes
+        went_on = self._head is not None and self._head.offset > 0
+        return self.size_bytes - self._claim.size_bytes if went_on else 0
 
     @property
-    def left(self) -> tuple[str, str] | None:
-        """The identity and the validator of what is there, for another attempt to go on from; None where none can."""
+    def left(self) -> tuple[str, Known] | None:
+        """What is known of what is there, and of which link, for another attempt to go on from; None where none can."""
         if self._head is not None:
-            known = self._head.validator and self.size_bytes
-            return (_identity(self._head.link), self._head.validator) if known and self._head.validator else None
-        return None if self._claim is None else (self._claim.note.identity, self._claim.note.validator)
+            known = self._head.known
+            return (_identity(self._head.link), known) if known is not None and self.size_bytes else None
+        return None if self._claim is None else (self._claim.note.identity, self._claim.note.known)
 
     def held(self, link: str) -> Held | None:
         """Return what is there already of the file behind a link."""
         claim = self._claim
         if claim is None or self._head is not None or claim.note.identity != _identity(link):
             return None
-        return Held(claim.size_bytes, claim.note.validator)
+        return Held(claim.size_bytes, claim.note.known)
 
     def begin(self, head: Head) -> None:
         """Take note of what follows: the rest of what is held, or a file from its beginning. Runs in a thread.
@@ -126,6 +135,8 @@ class Attempt:
                     raise RetryableError(Reason.STORAGE_FAILED, "a partial file became shorter")
                 self._take(block)
             os.ftruncate(self._file, head.offset)
+        if self._room is not None:
+            self._room.announce(head.size_bytes, there_bytes=head.offset)
 
     def write(self, block: bytes) -> None:
         """Take the next bytes; runs in a thread.
@@ -134,6 +145,8 @@ class Attempt:
             RetryableError, PermanentError: the disk fails, or the bytes cannot become a WAV.
         """
         self._take(block)
+        if self._room is not None:
+            self._room.take(self.size_bytes)
         with translating():
             view = memoryview(block)
             while view:
@@ -143,24 +156,30 @@ class Attempt:
         """Judge the whole, and sync it to disk. Runs in a thread.
 
         Raises:
-            RetryableError, PermanentError: the file is not whole, not what the server promised, or not one we keep; or
-                the disk fails.
+            RetryableError, PermanentError: the file is not whole, or not one we keep; or the disk fails.
         """
         judgement = self._walker.finish(body_proven_complete=body_proven_complete)
-        matched = self._checker.finish()
+        matched, differs = self._checker.finish()
         with translating():
             os.fsync(self._file)
-        return Proof(judgement, self._hash.hexdigest(), matched)
+        return Proof(judgement, self._hash.hexdigest(), matched, differs)
+
+    def kept(self, key: str) -> None:
+        """Take note that the file is in storage."""
+        if self._room is not None:
+            self._room.kept(key)
 
     def close(self, partials: Partials | None = None) -> None:
         """Let go of the file: leave it to the next attempt where `partials` are given, else remove what is there."""
         try:
             if partials is not None and (left := self.left) is not None:
-                partials.keep(self.path, self._file, identity=left[0], validator=left[1])
+                partials.keep(self.path, self._file, identity=left[0], known=left[1])
             else:
                 forget(self.path)
         finally:
             os.close(self._file)
+            if self._room is not None:
+                self._room.close()
 
     def _begin_anew(self, checker: Checker | None = None) -> None:
         self.size_bytes = 0
@@ -178,15 +197,19 @@ class Attempt:
 class _NotedAttempt(Attempt):
     """An attempt that a crash may leave behind: what is known of it is written down before its bytes are."""
 
-    def __init__(self, path: Path, claim: Claim | None, partials: Partials) -> None:
-        super().__init__(path, claim)
+    def __init__(self, path: Path, claim: Claim | None, room: Room | None, partials: Partials) -> None:
+        super().__init__(path, claim, room)
         self._partials = partials
 
     def begin(self, head: Head) -> None:
-        super().begin(head)
-        if head.validator is not None:
+        """See the base: and no note ever stands beside bytes that it is not about."""
+        if not head.offset:
             with translating():
-                self._partials.note(self.path, identity=_identity(head.link), validator=head.validator)
+                unnote(self.path)
+        super().begin(head)
+        if not head.offset and head.known is not None:
+            with translating():
+                self._partials.note(self.path, identity=_identity(head.link), known=head.known)
 
 
 class Staging:
@@ -196,10 +219,19 @@ class Staging:
         folder: local, created if missing.
         executor: runs what blocks.
         partial_bytes: kept of cut downloads at most.
+        space: the room that all attempts share; None for whatever is there.
     """
 
-    def __init__(self, folder: Path, *, executor: Executor, partial_bytes: int = DEFAULT_PARTIAL_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        executor: Executor,
+        partial_bytes: int = DEFAULT_PARTIAL_BYTES,
+        space: Space | None = None,
+    ) -> None:
         self._folder = folder
+        self._space = space
         self._executor = executor
         self._partials = Partials(folder, max_bytes=partial_bytes)
 
@@ -237,12 +269,21 @@ class Staging:
         loop = asyncio.get_running_loop()
         keep = False
 
+        def make(room: Room | None) -> Attempt:
+            if task is None:
+                return Attempt(self._folder / f"{uuid.uuid4().hex}.part", room=room)
+            claim = self._partials.claim(task)
+            return _NotedAttempt(claim.path if claim else self._partials.new(task), claim, room, self._partials)
+
         def begin() -> Attempt:
-            with translating():
-                if task is None:
-                    return Attempt(self._folder / f"{uuid.uuid4().hex}.part")
-                claim = self._partials.claim(task)
-                return _NotedAttempt(claim.path if claim else self._partials.new(task), claim, self._partials)
+            room = None if self._space is None else self._space.enter()
+            try:
+                with translating():
+                    return make(room)
+            except RetryableError:
+                if room is not None:
+                    room.close()
+                raise
 
         beginning = loop.run_in_executor(self._executor, begin)
         try:
@@ -258,6 +299,18 @@ class Staging:
                 raise
         finally:
             await asyncio.shield(self._end(beginning, self._partials if keep else None))
+
+    def sweep(self, *, older_than_s: float) -> int:
+        """Remove what nobody can go on from; return how many files that were. Blocking.
+
+        Args:
+            older_than_s: leave what is younger: an attempt may be about to begin.
+
+        Raises:
+            RetryableError: the disk fails.
+        """
+        with translating():
+            return self._partials.sweep(older_than_s=older_than_s)
 
     async def prove(self, attempt: Attempt, *, body_proven_complete: bool) -> Proof:
         """Judge an attempt off the event loop; see `Attempt.prove`."""

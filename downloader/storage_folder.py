@@ -29,7 +29,7 @@ from shared.errors import RetryableError, StartError
 T = TypeVar("T")
 
 _BLOCK_BYTES = 1024 * 1024
-_TEMPORARY = ".tmp"
+TEMPORARY = ".tmp"
 _PROBE = ".probe"
 _PAGE = 1_000
 
@@ -134,14 +134,14 @@ class FolderStorage:
 
     def _prepare(self) -> int:
         """Make the folders, sweep, and return a lock: others that start on this root wait until it is closed."""
-        for folder in (self._root, self._root / _TEMPORARY):
+        for folder in (self._root, self._root / TEMPORARY):
             if not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 sync_folder(folder.parent)
         lock = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            sweep(self._root / _TEMPORARY)
+            sweep(self._root / TEMPORARY)
             (self._root / _PROBE).unlink(missing_ok=True)
         except OSError:
             os.close(lock)
@@ -205,7 +205,7 @@ class FolderStorage:
     @contextlib.contextmanager
     def _temporary(self) -> Generator[tuple[int, Path], None, None]:
         """Lend a locked temporary file; its name is gone afterwards."""
-        path = self._root / _TEMPORARY / uuid.uuid4().hex
+        path = self._root / TEMPORARY / uuid.uuid4().hex
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

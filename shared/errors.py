@@ -48,6 +48,9 @@ class Reason(StrEnum):
     STORAGE_FULL = "storage_full"
     STORAGE_FAILED = "storage_failed"
     STORED_FILE_DIFFERS = "stored_file_differs"
+    # our own places (uncounted)
+    HOST_BUSY = "host_busy"
+    LARGE_BUSY = "large_busy"
     # messaging
     TASK_IN_HAND = "task_in_hand"
     BROKER_UNAVAILABLE = "broker_unavailable"
@@ -90,12 +93,21 @@ class RetryableError(WavekeepError):
 
     Attributes:
         progressed: the attempt brought the work forward, so that the next one is due as soon as after a first failure.
+        counted: an attempt was made and failed. False where none was made, because its turn has not come.
     """
+
+    counted = True
 
     def __init__(self, reason: Reason, detail: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(reason, detail)
         self.retry_after_s = retry_after_s
         self.progressed = False
+
+
+class BusyError(RetryableError):
+    """There is no place for it now; nothing was tried, and nothing is held against the message."""
+
+    counted = False
 
 
 class PermanentError(WavekeepError):

@@ -288,6 +288,66 @@ class FileReplaced(Data, frozen=True, kw_only=True):
         return (str(self.revision), self.sha256)
 
 
+class FileDamaged(Data, frozen=True, kw_only=True):
+    """A kept file, or its manifest, is not what was proven. Nothing was changed: what is there is left for a person.
+
+    Attributes:
+        task_id: where the vendor's id is known no more, its SHA-256, as it stands in the names of the task's files.
+        revision: of the manifest; null where no manifest can be read that tells it.
+        uri: of what is damaged: the audio, or the manifest.
+        finding: `missing`: it is not there; `size_differs`, `digest_differs`; `unreadable`: the storage does not give
+            it back, or a manifest makes no sense.
+        expected_sha256, expected_size_bytes: by the manifest; null for a manifest itself.
+        found_sha256, found_size_bytes: null where nothing could be read.
+    """
+
+    TYPE = "wavekeep.file.damaged.v1"
+    EXCHANGE = EVENTS_EXCHANGE
+
+    vendor: Vendor
+    task_id: str
+    revision: int | None
+    uri: str
+    finding: Literal["missing", "size_differs", "digest_differs", "unreadable"]
+    expected_sha256: str | None = None
+    expected_size_bytes: int | None = None
+    found_sha256: str | None = None
+    found_size_bytes: int | None = None
+    found_at: Instant
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The revision, the finding, and the digest of what is there instead."""
+        return ("" if self.revision is None else str(self.revision), self.finding, self.found_sha256 or "")
+
+
+class FileExpired(Data, frozen=True, kw_only=True):
+    """A kept file is about to be deleted by the rules of retention. What was stored stays told, and its records stay.
+
+    Attributes:
+        revision: of the manifest; it belongs to the identity, because a person may put another file in its place.
+        uri, size_bytes, sha256: of the file that had its place; earlier revisions go with it.
+        rule: the one that lets it go.
+    """
+
+    TYPE = "wavekeep.file.expired.v1"
+    EXCHANGE = EVENTS_EXCHANGE
+
+    vendor: Vendor
+    task_id: str
+    revision: int
+    uri: str
+    size_bytes: int
+    sha256: str
+    rule: Literal["age", "size"]
+    expired_at: Instant
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The revision."""
+        return (str(self.revision),)
+
+
 MODELS: Mapping[str, type[Data]] = MappingProxyType(
     {
         model.TYPE: model
@@ -301,6 +361,8 @@ MODELS: Mapping[str, type[Data]] = MappingProxyType(
             ConversionConflicting,
             ConversionAtRisk,
             FileReplaced,
+            FileExpired,
+            FileDamaged,
         )
     }
 )

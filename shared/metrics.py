@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.errors import Reason
 
-OUTCOMES = ("acked", "retried", "parked", "handed_back", "lost")
+OUTCOMES = ("acked", "retried", "put_off", "forwarded", "parked", "handed_back", "lost")
 PUBLISH_OUTCOMES = ("confirmed", "failed")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1_800)

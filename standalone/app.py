@@ -23,7 +23,7 @@ from notifier.app import Notifier
 from notifier.settings import load_destinations
 from shared import lifecycle
 from shared.messaging.factory import build_broker
-from shared.messaging.topology import DOWNLOADER, NOTIFIER, destination_queue
+from shared.messaging.topology import DOWNLOADER, NOTIFIER, URGENT, destination_queue
 from shared.metrics import MessagingMetrics
 from shared.settings import PREFIX, load, secret_settings
 from shared.vendors import Vendor
@@ -46,7 +46,7 @@ async def main(stop: asyncio.Event) -> None:
     destinations = load_destinations(settings.notify_config)
     names = [destination.name for destination in destinations]
     registry = CollectorRegistry()
-    metrics = MessagingMetrics(registry, "standalone", [DOWNLOADER, NOTIFIER, *map(destination_queue, names)])
+    metrics = MessagingMetrics(registry, "standalone", [DOWNLOADER, URGENT, NOTIFIER, *map(destination_queue, names)])
     broker = build_broker(settings, name="standalone", metrics=metrics, destinations=names)
     broker = spool_before(broker, settings, registry)
     async with AsyncExitStack() as stack:

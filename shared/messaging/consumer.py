@@ -1,7 +1,7 @@
 """The one consumer loop's heart: hand a message to its handler, then settle it.
 
-Responsible for: deciding from the error's class what becomes of a message (ack, retry, park), settling last, bounding
-what is in hand, and the orderly end. It must not know which broker it serves, nor what a handler does.
+Responsible for: deciding from the error's class what becomes of a message (ack, retry, forward, park), settling last,
+bounding what is in hand, and the orderly end. It must not know which broker it serves, nor what a handler does.
 """
 
 import asyncio
@@ -142,6 +142,7 @@ class Consumer:
         """Run the handler; return the outcome, its reason, and how to settle."""
         message = delivery.message
         retry_after_s: float | None = None
+        counted = True
         try:
             await self._subscription.handler(message)
         except PermanentError as error:
@@ -149,7 +150,10 @@ class Consumer:
                 return await self._give_up(delivery, error.reason, error.detail)
             reason, detail = error.reason, error.detail
         except RetryableError as error:
-            reason, detail, retry_after_s = error.reason, error.detail, error.retry_after_s
+            reason, detail, retry_after_s, counted = error.reason, error.detail, error.retry_after_s, error.counted
+            if not counted and (lane := self._lane(message, 0.0)) != message.queue:
+                log.info("message.forwarded", queue=message.queue, event_id=message.event_id, to=lane, reason=reason)
+                return "forwarded", None, lambda: delivery.forward(lane)
             if error.progressed:
                 delivery.message = message = replace(message, attempts=0)
         except Exception as error:
@@ -165,6 +169,10 @@ class Consumer:
         if step is None:
             return await self._give_up(delivery, reason, detail)
         step = put_off(step, retry_after_s, ladder=self._ladder)
+        lane = self._lane(message, step.seconds)
+        if not counted:
+            log.info("message.put_off", queue=message.queue, event_id=message.event_id, reason=reason, step=step.name)
+            return "put_off", None, lambda: delivery.retry(step, None, queue=lane)
         log.warning(
             "message.retry_scheduled",
             queue=message.queue,
@@ -174,7 +182,7 @@ class Consumer:
             attempts=message.attempts + 1,
             step=step.name,
         )
-        return "retried", reason, lambda: delivery.retry(step, reason)
+        return "retried", reason, lambda: delivery.retry(step, reason, queue=lane)
 
     async def _give_up(
         self, delivery: Delivery, reason: Reason, detail: str
@@ -212,6 +220,13 @@ class Consumer:
         elif outcome == "acked" and self.brake.succeeded():
             log.warning("consumer.released", queue=queue)
         self._metrics.braked.labels(queue).set(self.brake.engaged)
+
+    def _lane(self, message: Message, after_s: float) -> str:
+        try:
+            return self._subscription.lane(message, after_s)
+        except Exception:
+            log.exception("message.lane_failed", queue=message.queue, event_id=message.event_id)
+            return message.queue
 
     def _own_step(self, message: Message) -> Step:
         """Choose a delay where the subscription cannot say one."""

@@ -248,11 +248,17 @@ class EmbeddedBroker:
         """Forget a message in hand."""
         await self._run(lambda db: table.delete(db, message_id))
 
-    async def retry(self, message_id: int, message: Message, step: Step, reason: Reason | None) -> None:
-        """Let a message in hand wait for a step."""
+    async def retry(self, message_id: int, message: Message, step: Step, reason: Reason | None, queue: str) -> None:
+        """Let a message in hand wait for a step, in the queue it returns to."""
         when = self._now() + jittered(step, self._rng())
-        await self._run(lambda db: table.put_back(db, message_id, message, reason, when))
-        self._wake_up((message.queue,))
+        await self._run(lambda db: table.put_back(db, message_id, message, reason, when, queue))
+        self._wake_up((queue,))
+
+    async def forward(self, message_id: int, message: Message, queue: str) -> None:
+        """Move a message in hand to the end of another queue."""
+        now = self._now()
+        await self._run(lambda db: table.put_back(db, message_id, message, None, now, queue))
+        self._wake_up((queue,))
 
     async def park(self, message_id: int, message: Message, reason: Reason) -> None:
         """Move a message in hand to its service's parked queue."""
@@ -336,8 +342,11 @@ class _EmbeddedDelivery:
     async def ack(self) -> None:
         await self._broker.ack(self._id)
 
-    async def retry(self, step: Step, reason: Reason | None) -> None:
-        await self._broker.retry(self._id, self.message, step, reason)
+    async def retry(self, step: Step, reason: Reason | None, *, queue: str | None = None) -> None:
+        await self._broker.retry(self._id, self.message, step, reason, queue or self.message.queue)
+
+    async def forward(self, queue: str) -> None:
+        await self._broker.forward(self._id, self.message, queue)
 
     async def park(self, reason: Reason) -> None:
         await self._broker.park(self._id, self.message, reason)

@@ -69,11 +69,17 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Handler = Callable[[Message], Awaitable[None]]
+Lane = Callable[[Message, float], str]
 Progress = Callable[[int], None]
 
 
 def unseen(_: int) -> None:
     """Watch no progress."""
+
+
+def own_queue(message: Message, _: float) -> str:
+    """Keep a message in its queue."""
+    return message.queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +89,15 @@ class Subscription:
     Attributes:
         queue: a work queue of the topology.
         handler: returns when the message's effect is durable; raises `RetryableError` to get it again by the ladder,
-            `PermanentError` to have it parked. Anything else it raises is a fault of ours and is retried.
+            `PermanentError` to have it parked. Anything else it raises is a fault of ours and is retried. What it
+            refuses uncounted (`RetryableError.counted`) goes to its lane at once where that is another queue, and else
+            is put off by the step, with no failure more.
         concurrency: how many messages are in hand at once at most, which is the prefetch too.
         next_step: the delay after the failure numbered `message.attempts + 1`, for this reason; None to give up.
         on_give_up: called before a message is parked; when it raises, the message is retried instead.
         group: names the host or vendor that a message depends on: where one parks too much, that one alone is slowed.
+        lane: names the work queue, of the same service, that a message belongs in when it is looked at again so many
+            seconds from now: there it returns from its delay.
     """
 
     queue: str
@@ -96,6 +106,7 @@ class Subscription:
     next_step: Callable[[Message, Reason], Step | None]
     on_give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None
     group: Callable[[Message], str] = lambda message: message.queue
+    lane: Lane = own_queue
 
 
 class Delivery(Protocol):
@@ -106,8 +117,14 @@ class Delivery(Protocol):
     async def ack(self) -> None:
         """Forget the message: its effect is durable."""
 
-    async def retry(self, step: Step, reason: Reason | None) -> None:
-        """Hand it out again after the step; with a reason, count the attempt as failed."""
+    async def retry(self, step: Step, reason: Reason | None, *, queue: str | None = None) -> None:
+        """Hand it out again after the step; with a reason, count the attempt as failed.
+
+        It returns to its own queue, or to the one given, of the same service.
+        """
+
+    async def forward(self, queue: str) -> None:
+        """Move it, uncounted, to the end of another work queue of its service. A crash leaves a copy, never a loss."""
 
     async def park(self, reason: Reason) -> None:
         """Move it to the parked queue of its service."""

@@ -268,15 +268,19 @@ class RabbitBroker:
 
         return await self._remove(queue, set(ids), send_back, but=lambda kept: not kept.queue)
 
-    async def retry(self, message: Message, step: Step, reason: Reason | None) -> None:
-        """Publish a copy of a message in hand to a delay queue, to expire after 80 to 100 % of the step."""
+    async def retry(self, message: Message, step: Step, reason: Reason | None, queue: str) -> None:
+        """Publish a copy of a message in hand to a delay queue, to return to `queue` after 80 to 100 % of the step."""
         await self._publish(
             private_exchange(service_of(message.queue)),
-            delay_key(step, message.queue),
+            delay_key(step, queue),
             message.body,
             wire.retried(message, reason),
             expires_after=timedelta(seconds=jittered(step, self._rng())),
         )
+
+    async def forward(self, message: Message, queue: str) -> None:
+        """Publish a copy of a message in hand to another work queue of its service."""
+        await self._publish(private_exchange(service_of(queue)), queue, message.body, wire.retried(message, None))
 
     async def park(self, message: Message, reason: Reason) -> None:
         """Publish a copy of a message in hand to the parked queue of its service."""
@@ -578,9 +582,14 @@ class _RabbitDelivery:
                 raise
             raise _lost() from error
 
-    async def retry(self, step: Step, reason: Reason | None) -> None:
+    async def retry(self, step: Step, reason: Reason | None, *, queue: str | None = None) -> None:
         self._assert_ours()
-        await self._broker.retry(self.message, step, reason)
+        await self._broker.retry(self.message, step, reason, queue or self.message.queue)
+        await self.ack()
+
+    async def forward(self, queue: str) -> None:
+        self._assert_ours()
+        await self._broker.forward(self.message, queue)
         await self.ack()
 
     async def park(self, reason: Reason) -> None:

@@ -45,7 +45,7 @@ WHERE queue = ? AND leased = 0 AND available_at <= ? ORDER BY available_at, id L
 _NEXT_TURN = "SELECT min(available_at) FROM message WHERE queue = ? AND leased = 0"
 _LEASE = "UPDATE message SET leased = 1, deliveries = deliveries + 1 WHERE id = ?"
 _PUT_BACK = """
-UPDATE message SET leased = 0, deliveries = 0, available_at = ?, attempts = ?, first_seen = ?, reason = ?
+UPDATE message SET queue = ?, leased = 0, deliveries = 0, available_at = ?, attempts = ?, first_seen = ?, reason = ?
 WHERE id = ?
 """
 _PARK = """
@@ -121,11 +121,20 @@ def delete_kept(db: sqlite3.Connection, queue: str, message_id: str) -> int:
     return db.execute("DELETE FROM message WHERE queue = ? AND id = ?", (queue, message_id)).rowcount
 
 
-def put_back(db: sqlite3.Connection, message_id: int, message: Message, reason: Reason | None, when: float) -> None:
-    """Let a message in hand wait; with a reason, one more attempt has failed."""
+def put_back(
+    db: sqlite3.Connection, message_id: int, message: Message, reason: Reason | None, when: float, queue: str
+) -> None:
+    """Let a message in hand wait in a queue; with a reason, one more attempt has failed.
+
+    Raises:
+        NotRoutableError: that queue is another one than the message's, and does not exist.
+    """
+    if queue != message.queue:
+        _require(db, queue)
     attempts = message.attempts + (1 if reason else 0)
     latest = reason or message.last_reason
-    db.execute(_PUT_BACK, (when, attempts, message.first_seen.timestamp(), str(latest) if latest else None, message_id))
+    first_seen = message.first_seen.timestamp()
+    db.execute(_PUT_BACK, (queue, when, attempts, first_seen, str(latest) if latest else None, message_id))
 
 
 def park(
@@ -136,8 +145,7 @@ def park(
     Raises:
         NotRoutableError: that queue does not exist.
     """
-    if db.execute("SELECT 1 FROM queue WHERE name = ?", (target,)).fetchone() is None:
-        raise NotRoutableError(Reason.NOT_ROUTABLE, f"no queue {target} to park in")
+    _require(db, target)
     db.execute(_PARK, (target, str(reason), first_seen, now, now, message_id))
 
 
@@ -178,6 +186,11 @@ def depths(db: sqlite3.Connection) -> dict[str, int]:
     """Return the number of messages in every queue, those in hand included."""
     counts = dict(db.execute("SELECT queue, count(*) FROM message GROUP BY queue"))
     return {name: counts.get(name, 0) for (name,) in db.execute("SELECT name FROM queue")}
+
+
+def _require(db: sqlite3.Connection, queue: str) -> None:
+    if db.execute("SELECT 1 FROM queue WHERE name = ?", (queue,)).fetchone() is None:
+        raise NotRoutableError(Reason.NOT_ROUTABLE, f"no queue {queue} to take the message")
 
 
 def _message(queue: str, row: Sequence[Any], now: float) -> Message:

@@ -4,9 +4,10 @@ Responsible for: names and arguments. Neither can be changed later without new n
 arguments is refused by RabbitMQ with 406), so what may change (lengths, ages) is left to policies. It must not talk
 to a broker.
 
-For each service: a work queue `wavekeep.<service>`; an exchange `wavekeep.<service>.private` for its delay queues, its
-parked queue and its destinations; an exchange `wavekeep.<service>.return`, by which what has waited comes back to the
-queue it left (`docs/adr/0004-return-exchange.md`).
+For each service: a work queue `wavekeep.<service>`, and others named after it (the downloader's urgent lane, the
+notifier's destinations); an exchange `wavekeep.<service>.private` for its delay queues, its parked queue and those
+others; an exchange `wavekeep.<service>.return`, by which what has waited comes back to the queue that its key names
+(`docs/adr/0004-return-exchange.md`).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from shared.events import EVENTS_EXCHANGE, INTAKE_EXCHANGE
 from shared.retry import LADDER, Step
 
 DOWNLOADER = "wavekeep.downloader"
+URGENT = f"{DOWNLOADER}.urgent"
 NOTIFIER = "wavekeep.notifier"
 UNRECOGNISED = "wavekeep.unrecognised"
 
@@ -103,7 +105,7 @@ def delay_key(step: Step, queue: str) -> str:
 
 
 def service_of(queue: str) -> str:
-    """Return the service a work queue belongs to: its own name, or that of the notifier for a destination's queue."""
+    """Return the service a work queue belongs to: the first two words, whether a lane's or a destination's follow."""
     return ".".join(queue.split(".")[:2])
 
 
@@ -134,9 +136,9 @@ def kept_queue(name: str) -> Queue:
     return _quorum(name, "kept", x_delivery_limit=LOOKED_AT_FOREVER)
 
 
-def _service(name: str, ladder: Sequence[Step], destinations: Sequence[str] = ()) -> Topology:
+def _service(name: str, ladder: Sequence[Step], others: Sequence[str] = ()) -> Topology:
     private, back = private_exchange(name), f"{name}.return"
-    work = [_work(name), *(_work(destination_queue(d)) for d in destinations)]
+    work = [_work(name), *map(_work, others)]
     delays = [
         _quorum(
             f"{name}.delay.{step.name}",
@@ -163,8 +165,8 @@ def _service(name: str, ladder: Sequence[Step], destinations: Sequence[str] = ()
 
 def topology(destinations: Sequence[str] = (), *, ladder: Sequence[Step] = LADDER) -> Topology:
     """Build the whole topology, with a queue for each of the notifier's destinations."""
-    downloader = _service(DOWNLOADER, ladder)
-    notifier = _service(NOTIFIER, ladder, destinations)
+    downloader = _service(DOWNLOADER, ladder, [URGENT])
+    notifier = _service(NOTIFIER, ladder, [destination_queue(each) for each in destinations])
     return Topology(
         exchanges=(INTAKE_EXCHANGE, EVENTS_EXCHANGE, *downloader.exchanges, *notifier.exchanges),
         queues=(*downloader.queues, *notifier.queues, kept_queue(UNRECOGNISED)),

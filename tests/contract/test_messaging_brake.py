@@ -91,12 +91,13 @@ async def test_what_one_host_does_wrong_slows_its_own_messages_alone(driver: Dri
     assert sorted(handler.handled + [message.body for message in left]) == sorted(bodies)
 
 
-async def test_what_the_delivery_limit_parked_is_sent_back_once(driver: Driver) -> None:
-    """A crash loop gets a second chance after an hour, by itself; what is parked again stays for a person."""
-    work, parked = driver.name("downloader"), driver.name("downloader.parked")
+@pytest.mark.parametrize("queue", ["downloader", "downloader.urgent"])
+async def test_what_the_delivery_limit_parked_is_sent_back_once(driver: Driver, queue: str) -> None:
+    """A crash loop gets a second chance after an hour, by itself, in whichever lane it was; the next time it stays."""
+    work, parked = driver.name(queue), driver.name("downloader.parked")
     now = datetime.now(UTC)
     async with started(driver.broker()) as broker:
-        await broker.publish(driver.name("intake"), "report.succeeded", b"poison", event_id="x")
+        await broker.publish(driver.name("downloader.private"), work, b"poison", event_id="x")
     await crash(driver, work, parked)
     async with started(driver.broker()) as broker:
         registry = CollectorRegistry()
@@ -110,7 +111,7 @@ async def test_what_the_delivery_limit_parked_is_sent_back_once(driver: Driver) 
         async with chances.running():
             await until(lambda: registry.get_sample_value("wavekeep_test_crash_loops") == 1)
             (kept,) = await until_kept(broker, parked)
-            assert not kept.second_chance
+            assert (kept.queue, kept.second_chance) == (work, False)
             now += timedelta(minutes=61)
             await until_kept(broker, parked, 0)
     await crash(driver, work, parked)

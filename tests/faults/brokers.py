@@ -21,7 +21,15 @@ from simulator.rabbitmq_node import RabbitNode
 from simulator.rabbitmq_server import NodeError
 from tests.faults.house import House, wait_for
 
-WORK_QUEUES = frozenset({"wavekeep.downloader", "wavekeep.notifier", "wavekeep.notifier.log", "wavekeep.notifier.hook"})
+WORK_QUEUES = frozenset(
+    {
+        "wavekeep.downloader",
+        "wavekeep.downloader.urgent",
+        "wavekeep.notifier",
+        "wavekeep.notifier.log",
+        "wavekeep.notifier.hook",
+    }
+)
 BACK_WITHIN_S = 30.0
 """How long after the broker is there again consumers may take."""
 

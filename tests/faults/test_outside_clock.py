@@ -21,6 +21,7 @@ Build = Callable[..., House]
 ROOT = Path(__file__).parents[2]
 HOUR_S = 3_600.0
 QUEUE = "wavekeep.downloader"
+URGENT = "wavekeep.downloader.urgent"
 PARKED = f"{QUEUE}.parked"
 SKEW = 'wavekeep_ingress_signature_skew_seconds{vendor="kie"}'
 
@@ -139,7 +140,7 @@ def test_a_file_that_never_comes_is_told_until_its_deadline_and_can_be_healed(ho
         while not home.kept(f"{task_id}.rejected.json"):
             attempts += 1
             wait_for(partial(_failed_or_ended, home, attempts), f"attempt {attempts} failed")
-            waiting = due(home, QUEUE)
+            waiting = [*due(home, QUEUE), *due(home, URGENT)]
             clock.forward(max(0.0, waiting[0] - clock.now() + 0.05) if waiting else 0.0)
         _check_warnings(home, task_id, attempts)
         wait_for(lambda: home.depths().get(PARKED) == 1, "it is parked")
@@ -153,7 +154,7 @@ def test_a_file_that_never_comes_is_told_until_its_deadline_and_can_be_healed(ho
 
 
 def _failed_or_ended(home: House, attempts: int) -> bool:
-    settled = logged(home, "message.settled", queue=QUEUE)
+    settled = [line for queue in (QUEUE, URGENT) for line in logged(home, "message.settled", queue=queue)]
     return len(settled) >= attempts
 
 

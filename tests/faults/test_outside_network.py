@@ -129,7 +129,7 @@ def test_a_starved_and_an_endless_download_harm_no_other(house: Build) -> None:
     home.convert(starved, starved)
     wait_for(lambda: metric(home, "wavekeep_downloader_attempts_in_progress") == 2, "two downloads are being starved")
     home.convert({"files": [{"misbehaviour": [{"endless": True}]}]}, *({} for _ in range(12)))
-    wait_for(lambda: len(home.kept("*.announced")) == 12, "the others are stored", within_s=30)
+    wait_for(lambda: len(home.kept("*.wav")) == 12, "the others are stored", within_s=30)
     assert retried(home, "too_slow") == []
     verdict = judge(home, parked={PARKED: 1}, within_s=90)
     report.record(17, "two downloads of a byte a second, an endless one", 3, verdict)

@@ -135,7 +135,10 @@ async def drained(house: EmbeddedHouse) -> bool:
 async def test_no_more_downloads_at_once_than_set(house: EmbeddedHouse, server: FileServer) -> None:
     """The concurrency setting bounds what is asked of the network, memory and disk at once."""
     server.open.clear()
-    async with house.hearing(NOTIFIER) as heard, house.running(downloader(house, download_concurrency=2)):
+    async with (
+        house.hearing(NOTIFIER) as heard,
+        house.running(downloader(house, download_concurrency=2, download_per_host=2)),
+    ):
         for number in range(6):
             await house.publish(report(server.url(f"pcm16-{number}"), f"task-{number}", clock=house.clock))
         await until(lambda: server.in_progress == 2)

@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from downloader.confirmation import Confirm
 from downloader.custody import Custody
-from downloader.fetch import Fetched, Sink
+from downloader.fairness import Places
+from downloader.fetch import Fetched, Head, Sink
 from downloader.inspection import Inspector, NoInspector
 from downloader.links import Links
 from downloader.manifest import Manifest, read_manifest
@@ -75,12 +76,15 @@ class FakeSource:
     errors: list[Exception] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[object]] | None = None
     followed: list[str] = field(default_factory=list)
+    head: Head | None = None
 
     async def fetch(self, url: str, sink: Sink) -> Fetched:
         """Pretend to fetch."""
         self.followed.append(url)
         if self.errors:
             raise self.errors.pop(0)
+        if self.head is not None:
+            sink.begin(self.head)
         for at in range(0, len(self.content), 1_000):
             sink.write(self.content[at : at + 1_000])
         if self.meanwhile is not None:
@@ -201,6 +205,7 @@ class House:
         self.now = NOW + timedelta(minutes=1)
         self.confirm: Confirm = "when_possible"
         self.inspector: Inspector = NoInspector()
+        self.places: Places | None = None
         self.registry = CollectorRegistry()
         self._staging_folder = staging_folder
         self._executor = executor
@@ -214,6 +219,7 @@ class House:
             source=Links(
                 source or self.source, self.vendors, confirm=self.confirm, metrics=metrics, attempt_timeout_s=60.0
             ),
+            places=self.places or Places(per_host=8, large=8, large_bytes=1_000_000_000, metrics=metrics),
             staging=Staging(self._staging_folder, executor=self._executor),
             storage=self.storage,
             inspector=self.inspector,

@@ -7,15 +7,17 @@ from datetime import UTC, datetime
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
+from shared.errors import BrokerError, BusyError, DeliveryLostError, PermanentError, Reason, RetryableError
 from shared.messaging import consumer as module
 from shared.messaging.consumer import Consumer
-from shared.messaging.port import Message, Subscription
+from shared.messaging.port import Message, Subscription, own_queue
 from shared.metrics import MessagingMetrics
 from shared.retry import Step
 
 QUEUE = "wavekeep.downloader"
+OTHER = "wavekeep.downloader.urgent"
 LADDER = (Step("5s", 5), Step("30s", 30))
+BUSY = BusyError(Reason.HOST_BUSY, "full")
 LATE = RetryableError(Reason.TIMED_OUT, "too late")
 REFUSED = BrokerError(Reason.PUBLISH_TIMED_OUT, "no confirmation")
 LOST = DeliveryLostError(Reason.BROKER_UNAVAILABLE, "its channel is gone")
@@ -35,9 +37,14 @@ class FakeDelivery:
         """Note it."""
         self._settle("ack")
 
-    async def retry(self, step: Step, reason: Reason | None) -> None:
+    async def retry(self, step: Step, reason: Reason | None, *, queue: str | None = None) -> None:
+        """Note it; with the queue where that is another one."""
+        elsewhere = () if queue in {None, QUEUE} else (queue,)
+        self._settle(("retry", step.name, reason, *elsewhere))
+
+    async def forward(self, queue: str) -> None:
         """Note it."""
-        self._settle(("retry", step.name, reason))
+        self._settle(("forward", queue))
 
     async def park(self, reason: Reason) -> None:
         """Note it."""
@@ -60,6 +67,7 @@ class House:
         give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None,
         grace_time_s: float = 5.0,
         brake_after: int = 20,
+        lane: Callable[[Message, float], str] = own_queue,
     ) -> None:
         self._answer = answer
         self._step = step
@@ -67,7 +75,14 @@ class House:
         self.gate.set()
         self.registry = CollectorRegistry()
         self.consumer = Consumer(
-            Subscription(queue=QUEUE, handler=self._handle, concurrency=2, next_step=self._next, on_give_up=give_up),
+            Subscription(
+                queue=QUEUE,
+                handler=self._handle,
+                concurrency=2,
+                next_step=self._next,
+                on_give_up=give_up,
+                lane=lane,
+            ),
             metrics=MessagingMetrics(self.registry, "test", [QUEUE]),
             grace_time_s=grace_time_s,
             brake_after=brake_after,
@@ -142,6 +157,51 @@ async def test_giving_up_that_cannot_be_told_goes_round_again() -> None:
     house = House(PermanentError(Reason.NOT_WAV, "text"), give_up=give_up)
     assert await house.process(FakeDelivery(attempts=7)) == [("retry", "30s", Reason.NOT_WAV)]
     assert house.count("parked") == 0
+
+
+async def test_who_finds_no_place_is_put_off_uncounted() -> None:
+    """Nothing was tried, so nothing has failed: neither the message's count nor the metric of failures grows."""
+    house = House(BUSY, step=LADDER[1])
+    assert await house.process(FakeDelivery(attempts=1)) == [("retry", "30s", None)]
+    assert (house.count("put_off"), house.count("retried")) == (1, 0)
+    assert house.registry.get_sample_value("wavekeep_test_message_failures_total", {"reason": "host_busy"}) == 0
+
+
+async def test_who_finds_no_place_goes_to_its_own_lane_at_once() -> None:
+    """Where another queue has places for it, it does not wait; also past the end, so that its last attempt is made."""
+    house = House(BUSY, step=None, lane=lambda *_: OTHER)
+    assert await house.process(FakeDelivery()) == [("forward", OTHER)]
+    assert house.count("forwarded") == 1
+
+
+async def test_putting_off_ends_too() -> None:
+    """Where there is no other lane and no next step, a message is given up like any other."""
+    assert await House(BUSY, step=None).process(FakeDelivery()) == [("park", Reason.HOST_BUSY)]
+
+
+async def test_a_retry_returns_to_the_lane_of_that_moment() -> None:
+    """The lane is asked for the moment when the message is looked at again; a counted failure is never forwarded."""
+    asked: list[float] = []
+
+    def lane(_: Message, after_s: float) -> str:
+        asked.append(after_s)
+        return OTHER
+
+    house = House(LATE, step=LADDER[1], lane=lane)
+    assert await house.process(FakeDelivery()) == [("retry", "30s", Reason.TIMED_OUT, OTHER)]
+    assert asked == [30]
+
+
+@pytest.mark.parametrize("answer", [LATE, BUSY])
+async def test_a_broken_lane_costs_no_message(answer: Exception) -> None:
+    """A fault in choosing the lane leaves the message in its queue."""
+
+    def lane(_message: Message, _after_s: float) -> str:
+        raise ZeroDivisionError
+
+    house = House(answer, lane=lane)
+    reason = Reason.TIMED_OUT if answer is LATE else None
+    assert await house.process(FakeDelivery()) == [("retry", "5s", reason)]
 
 
 @pytest.mark.parametrize("answer", [None, LATE, PermanentError(Reason.NOT_WAV, "text")])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from downloader.digests import Promise
+from downloader.fetch import Head
 from shared import events
 from shared.errors import PermanentError, Reason, RetryableError
 from shared.events import ConversionAtRisk, ConversionConflicting, ConversionRejected, ConversionStored
@@ -302,3 +304,17 @@ async def test_every_vendor_has_its_own_tasks(house: House) -> None:
         await house.custody().handle(dataclasses.replace(succeeded(), body=body))
     assert len(ids(house.publisher.told)) == 2
     assert len([key for key in house.storage.objects if key.endswith(".wav")]) == 2
+
+
+async def test_a_digest_that_never_matches_loses_no_file(house: House) -> None:
+    """Bytes that are not what the server promised are fetched again; a header that is always wrong is told, no more."""
+    wrong = Promise("content-md5", "md5", bytes(16))
+    house.source.head = Head(LINK, 0, None, (wrong,), None)
+    for attempts in range(5):
+        with pytest.raises(RetryableError) as caught:
+            await house.custody().handle(dataclasses.replace(succeeded(), attempts=attempts))
+        assert caught.value.reason is Reason.DIGEST_DIFFERS
+    assert house.publisher.types == []
+    await house.custody().handle(dataclasses.replace(succeeded(), attempts=5))
+    assert house.manifest is not None
+    assert (house.manifest.warnings, house.manifest.evidence.digest) == (("server_digest_differs",), "own")

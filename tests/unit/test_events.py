@@ -17,6 +17,8 @@ from shared.events import (
     ConversionStored,
     Data,
     Evidence,
+    FileDamaged,
+    FileExpired,
     FileReplaced,
     Format,
     ReportFailed,
@@ -123,6 +125,29 @@ REPLACED = FileReplaced(
     explanation="the vendor sent the wrong song",
     replaced_at=NOW,
 )
+EXPIRED = FileExpired(
+    vendor=Vendor.KIE,
+    task_id=TASK,
+    revision=1,
+    uri=STORED.uri,
+    size_bytes=1_044,
+    sha256="0" * 64,
+    rule="age",
+    expired_at=NOW,
+)
+
+DAMAGED = FileDamaged(
+    vendor=Vendor.KIE,
+    task_id=TASK,
+    revision=1,
+    uri=f"file:///var/lib/wavekeep/files/kie/98/{TASK}.000000000000.wav",
+    finding="digest_differs",
+    expected_sha256="0" * 64,
+    expected_size_bytes=1_044,
+    found_sha256="2" * 64,
+    found_size_bytes=1_044,
+    found_at=NOW,
+)
 
 PINNED: dict[str, tuple[Data, str]] = {
     "report.succeeded": (SUCCEEDED, "f4835377-61db-5e7e-a845-ff131d51cbc9"),
@@ -134,6 +159,8 @@ PINNED: dict[str, tuple[Data, str]] = {
     "conversion.conflicting": (CONFLICTING, "57bc84dc-f817-538e-a2a6-d00e4bc15e1a"),
     "conversion.at_risk": (AT_RISK, "4512ee7a-efc1-54a9-8c5f-c988ab06e959"),
     "file.replaced": (REPLACED, "cd6681a4-0403-54ca-ba5a-1a9b9f59c4f7"),
+    "file.damaged": (DAMAGED, "30ebd909-9850-5893-bb19-658c095d6256"),
+    "file.expired": (EXPIRED, "319383e6-694b-51a6-8db5-8d11443c6313"),
 }
 """An example of every type, and its id as it was ever told."""
 
@@ -175,7 +202,9 @@ def test_pinned_ids(name: str) -> None:
 def test_ids_do_not_depend_on_when_or_how(data: Data) -> None:
     """The same fact has the same id whenever, in whichever trace and by whichever way it arrives."""
     later = {
-        name: NOW + timedelta(days=3) for name in ("received_at", "rejected_at", "stored_at") if hasattr(data, name)
+        name: NOW + timedelta(days=3)
+        for name in ("received_at", "rejected_at", "stored_at", "found_at")
+        if hasattr(data, name)
     }
     other_way = {"origin": "poll", "trust": ("none",)} if hasattr(data, "origin") else {}
     first = events.make(data, time=NOW)
@@ -211,6 +240,11 @@ def test_ids_tell_types_apart() -> None:
         (AT_RISK, {"threshold_percent": 80}),
         (REPLACED, {"sha256": "2" * 64}),
         (REPLACED, {"revision": 4}),
+        (DAMAGED, {"revision": 2}),
+        (DAMAGED, {"revision": None}),
+        (DAMAGED, {"finding": "size_differs"}),
+        (DAMAGED, {"found_sha256": None}),
+        (EXPIRED, {"revision": 2}),
     ],
 )
 def test_what_makes_another_fact(data: Data, changes: dict[str, Any]) -> None:
@@ -227,10 +261,12 @@ def test_what_makes_another_fact(data: Data, changes: dict[str, Any]) -> None:
         (FAILED, {"message": "another"}),
         (UNRECOGNISED, {"explanation": "another"}),
         (STORED, {"sha256": "1" * 64, "uri": "file:///elsewhere", "warnings": ("silence",)}),
+        (EXPIRED, {"rule": "size", "sha256": "1" * 64, "expired_at": NOW + timedelta(days=1)}),
         (REJECTED, {"detail": "another", "code": None}),
         (CONFLICTING, {"kept_link": "https://x/", "claim": "failed", "claimed_code": 500}),
         (AT_RISK, {"attempts": 13, "last_reason": Reason.TOO_SLOW}),
         (REPLACED, {"explanation": None, "uri": "file:///elsewhere", "previous_sha256": "3" * 64}),
+        (DAMAGED, {"uri": "file:///elsewhere", "found_at": NOW + timedelta(days=1), "expected_sha256": None}),
     ],
 )
 def test_what_makes_no_other_fact(data: Data, changes: dict[str, Any]) -> None:

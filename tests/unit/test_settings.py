@@ -222,6 +222,17 @@ def test_downloads_must_fit_into_an_attempt(environment: pytest.MonkeyPatch) -> 
     assert load(DownloaderSettings).least_bytes_per_s == 10_000
 
 
+def test_places_for_one_host_are_among_all_of_them(environment: pytest.MonkeyPatch) -> None:
+    """One host may have all places if that is asked for, never more; by default one is left to others."""
+    for concurrency, by_default in (("1", 1), ("2", 1), ("8", 7)):
+        environment.setenv("WAVEKEEP_DOWNLOAD_CONCURRENCY", concurrency)
+        assert load(DownloaderSettings).places_per_host == by_default
+    environment.setenv("WAVEKEEP_DOWNLOAD_PER_HOST", "8")
+    assert load(DownloaderSettings).places_per_host == 8
+    environment.setenv("WAVEKEEP_DOWNLOAD_PER_HOST", "9")
+    assert "WAVEKEEP_DOWNLOAD_PER_HOST must not be above WAVEKEEP_DOWNLOAD_CONCURRENCY" in refused(DownloaderSettings)
+
+
 def test_attempts_must_fit_into_the_acknowledgement(environment: pytest.MonkeyPatch) -> None:
     """An attempt ends before the broker hands its message to somebody else."""
     environment.setenv("WAVEKEEP_ACK_TIMEOUT_S", "1500")

@@ -12,6 +12,7 @@ from shared.messaging.topology import (
     LOOKED_AT_FOREVER,
     NOTIFIER,
     UNRECOGNISED,
+    URGENT,
     Topology,
     delay_key,
     destination_queue,
@@ -117,6 +118,9 @@ def test_patterns_are_matched_as_the_broker_does(pattern: str, key: str, *, take
         (EVENTS_EXCHANGE, "file.damaged", (NOTIFIER,)),
         (EVENTS_EXCHANGE, "report.failed", ()),
         ("nowhere", "conversion.stored", ()),
+        (private_exchange(DOWNLOADER), DOWNLOADER, (DOWNLOADER,)),
+        (private_exchange(DOWNLOADER), URGENT, (URGENT,)),
+        (private_exchange(DOWNLOADER), delay_key(LADDER[1], URGENT), (f"{DOWNLOADER}.delay.30s",)),
         (private_exchange(NOTIFIER), destination_queue("chat"), (destination_queue("chat"),)),
         (private_exchange(NOTIFIER), parked_queue(NOTIFIER), (parked_queue(NOTIFIER),)),
         (private_exchange(NOTIFIER), delay_key(LADDER[1], NOTIFIER), (f"{NOTIFIER}.delay.30s",)),
@@ -128,7 +132,9 @@ def test_each_message_has_the_queues_that_must_take_it(exchange: str, key: str, 
     assert topology(["chat", "systems"]).required(exchange, key) == queues
 
 
-@pytest.mark.parametrize("queue", [DOWNLOADER, NOTIFIER, destination_queue("chat"), destination_queue("systems")])
+@pytest.mark.parametrize(
+    "queue", [DOWNLOADER, URGENT, NOTIFIER, destination_queue("chat"), destination_queue("systems")]
+)
 @pytest.mark.parametrize("step", LADDER, ids=lambda step: step.name)
 def test_what_has_waited_returns_to_its_own_queue_alone(queue: str, step: Step) -> None:
     """A dead-lettered message keeps its routing key, by which the return exchange knows whose it is."""
@@ -169,7 +175,7 @@ def test_names_are_unique_and_everything_bound_exists() -> None:
         described.queue("wavekeep.nothing")
 
 
-def test_a_destination_belongs_to_the_notifier() -> None:
+def test_lanes_and_destinations_belong_to_their_service() -> None:
     """The service of a queue is its first two words."""
-    assert service_of(DOWNLOADER) == DOWNLOADER
+    assert service_of(DOWNLOADER) == service_of(URGENT) == DOWNLOADER
     assert service_of(destination_queue("chat")) == NOTIFIER

@@ -1,0 +1,141 @@
+"""The janitor: what nobody will ever come back for.
+
+Responsible for: sweeping what dead writers left in local folders, and finding orphans: audio that no manifest names.
+An orphan may be adopted after a check, so it is told, and deleted only where a setting says so. It must not touch what
+a manifest names, nor what is younger than a day.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from downloader.keeping_metrics import KeepingMetrics
+from downloader.manifest import read_manifest
+from downloader.names import Names
+from downloader.shelves import Task, find
+from downloader.staging import Staging
+from downloader.storage import Entry, Storage, sweep, translating
+from shared.errors import PermanentError
+
+log = structlog.get_logger()
+
+OLD_ENOUGH: Final = timedelta(days=1)
+"""No attempt takes as long from its audio to its manifest."""
+
+SWEEP_AFTER_S: Final = 3_600.0
+TOLD_BY_NAME: Final = 10
+
+
+@dataclass
+class Found:
+    """What one round of the janitor found.
+
+    Attributes:
+        orphans: their keys, the first few.
+    """
+
+    count: int = 0
+    size_bytes: int = 0
+    deleted_bytes: int = 0
+    orphans: list[str] = field(default_factory=list)
+
+
+class Janitor:
+    """Looks after one storage.
+
+    Args:
+        temporary: folders of temporary files whose living writers hold a lock on them.
+        delete_orphans: else they are told only.
+    """
+
+    def __init__(
+        self,
+        *,
+        staging: Staging,
+        storage: Storage,
+        temporary: Iterable[Path],
+        delete_orphans: bool,
+        metrics: KeepingMetrics,
+    ) -> None:
+        self._staging = staging
+        self._storage = storage
+        self._temporary = tuple(temporary)
+        self._delete_orphans = delete_orphans
+        self._metrics = metrics
+
+    def sweep(self) -> int:
+        """Remove the files of dead writers that are over an hour old; return how many. Blocking.
+
+        Raises:
+            RetryableError: a disk fails.
+        """
+        swept = self._staging.sweep(older_than_s=SWEEP_AFTER_S)
+        with translating():
+            swept += sum(sweep(folder, older_than_s=SWEEP_AFTER_S) for folder in self._temporary)
+        return swept
+
+    async def look(self, task: Task, found: Found, *, now: datetime) -> None:
+        """Look at what is there of a task, and add its orphans to what was found.
+
+        Raises:
+            RetryableError: the storage fails.
+        """
+        for orphan in await orphans(self._storage, task, now=now):
+            if self._delete_orphans and await self._delete(task.names, orphan, now=now):
+                found.deleted_bytes += orphan.size_bytes
+                continue
+            found.count += 1
+            found.size_bytes += orphan.size_bytes
+            if len(found.orphans) < TOLD_BY_NAME:
+                found.orphans.append(orphan.key)
+
+    def tell(self, found: Found) -> None:
+        """Tell what a whole round found."""
+        self._metrics.orphans.set(found.count)
+        self._metrics.orphan_bytes.set(found.size_bytes)
+        if found.count:
+            log.warning("orphans.found", count=found.count, size_bytes=found.size_bytes, first=found.orphans)
+
+    async def _delete(self, names: Names, orphan: Entry, *, now: datetime) -> bool:
+        """Delete an orphan that still is one: an attempt that comes late may have put the same content there anew."""
+        task = await find(self._storage, names)
+        if orphan not in await orphans(self._storage, task, now=now):
+            return False
+        await self._storage.delete(orphan.key)
+        self._metrics.orphans_deleted.inc()
+        log.info("orphan.deleted", key=orphan.key, size_bytes=orphan.size_bytes)
+        return True
+
+
+async def orphans(storage: Storage, task: Task, *, now: datetime) -> list[Entry]:
+    """Return the files of a task that are over a day old, and that no manifest or revision of it names.
+
+    Where a record cannot be read, it may name any of them: none is returned. The one file beside a manifest is taken
+    for the one it names, without reading it: whether it is, the audit says.
+
+    Raises:
+        RetryableError: the storage fails.
+    """
+    old = [entry for entry in task.bodies if now - entry.modified_at >= OLD_ENOUGH]
+    if not old or (task.manifest is not None and not _crowded(task)):
+        return []
+    named: set[str | None] = set()
+    for key in task.records:
+        content = await storage.read(key)
+        if content is None:  # taken away meanwhile, by a person perhaps
+            return []
+        try:
+            manifest = read_manifest(content)
+        except PermanentError:
+            return []
+        named |= {manifest.audio, manifest.waveform, manifest.peaks}
+    return [entry for entry in old if entry.key not in named]
+
+
+def _crowded(task: Task) -> bool:
+    """Tell whether there are bodies of more than one file: the digests in their names differ."""
+    return len({entry.key.removeprefix(task.names.stem).split(".")[1] for entry in task.bodies}) > 1

@@ -1,0 +1,92 @@
+"""What a listing tells of one task to those who keep the house.
+
+Responsible for: which of its objects are bodies and which are records, and how far it came. It must not read what the
+objects hold, nor judge it.
+"""
+
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from downloader.holdings import Selection, holdings
+from downloader.names import Names
+from downloader.storage import Entry, Storage
+
+_BODY: Final = re.compile(r"\.[0-9a-f]{12}\.(?:wav|png|peaks\.json)")
+_REVISION: Final = re.compile(r"\.v(\d+)\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is there of one task.
+
+    Attributes:
+        entries: by what follows the stem in their keys, `.json` for the manifest.
+    """
+
+    names: Names
+    entries: Mapping[str, Entry]
+
+    @property
+    def manifest(self) -> Entry | None:
+        """The manifest."""
+        return self.entries.get(".json")
+
+    @property
+    def announced(self) -> bool:
+        """Whether `conversion.stored` was confirmed."""
+        return ".announced" in self.entries
+
+    @property
+    def expired(self) -> bool:
+        """Whether there is a tombstone: the bodies may go, or an earlier revision's went."""
+        return ".expired" in self.entries
+
+    @property
+    def bodies(self) -> tuple[Entry, ...]:
+        """Audio, pictures and peaks: all that is more than a record."""
+        return tuple(entry for ending, entry in self.entries.items() if _BODY.fullmatch(ending))
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of these."""
+        return sum(entry.size_bytes for entry in self.bodies)
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The keys of the manifest and its revisions."""
+        return tuple(
+            entry.key for ending, entry in self.entries.items() if ending == ".json" or _REVISION.fullmatch(ending)
+        )
+
+    @property
+    def in_replacement(self) -> bool:
+        """Whether a person's replacement is begun and not told yet."""
+        numbers = (int(found[1]) for ending in self.entries if (found := _REVISION.fullmatch(ending)))
+        latest = max(numbers, default=1)
+        return latest > 1 and f".v{latest}.announced" not in self.entries
+
+
+async def tasks(storage: Storage) -> AsyncIterator[Task]:
+    """Yield every task, in no promised order. Memory does not grow with their number.
+
+    Raises:
+        RetryableError: the storage cannot be listed.
+    """
+    async for holding in holdings(storage, Selection()):
+        yield _task(holding.names, holding.entries.values())
+
+
+async def find(storage: Storage, names: Names) -> Task:
+    """Return what is there of one task now.
+
+    Raises:
+        RetryableError: the storage cannot be listed.
+    """
+    shelf = names.stem.rpartition("/")[0]
+    return _task(names, [entry async for entry in storage.list(shelf) if entry.key.startswith(f"{names.stem}.")])
+
+
+def _task(names: Names, entries: Iterable[Entry]) -> Task:
+    return Task(names, {entry.key.removeprefix(names.stem): entry for entry in entries})

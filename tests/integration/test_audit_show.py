@@ -1,0 +1,86 @@
+"""`wavekeep show` and `wavekeep backup`: what a person is shown of one task, and what is copied while in use."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import structlog
+
+from shared.errors import Reason
+from tests.integration.cli_house import SECRET, embedded_place, succeeded
+from tests.integration.test_audit_command import kept
+from tests.integration.test_cli_replace import Home
+from tests.kept import Kept, audio
+
+__all__ = ["kept"]
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """Give the logs back as they were: a command silences them."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    """A broker that runs, and nothing kept."""
+    async with embedded_place(tmp_path) as place:
+        (tmp_path / "files" / ".tmp").mkdir(parents=True)
+        yield Home(place.broker, place.environment, place.data_dir)
+
+
+async def test_everything_about_one_task(home: Home, kept: Kept) -> None:
+    """Manifest, evidence in words, revisions, objects, what was told, and what is parked: all in one answer."""
+    names = await kept.store("one")
+    new = await kept.replace(names, audio(1))
+    await home.park((succeeded("one"), Reason.TOO_LARGE))
+    (record,) = await home.json("show", "one")
+    assert (record["state"], record["sha256"], record["revision"]) == ("stored", new.sha256, 2)
+    assert record["kept_in"] == kept.storage.uri(names.stem.rpartition("/")[0])
+    assert sorted(record["told"]) == ["announced", "v2.announced"]
+    assert len([each for each in record["objects"] if each["key"].endswith(".wav")]) == 2
+    assert [each["reason"] for each in record["parked"]] == ["too_large"]
+    assert "its structure is whole" in record["evidence"]["in_words"]
+    assert (record["rejection"], record["expired"]) == (None, None)
+    table = (await home.cli("show", "one")).stdout
+    for shown in ("secret token", "too_large", new.audio, "the wrong song", "v2.announced"):
+        assert shown in table
+    assert SECRET not in table
+
+
+async def test_a_task_of_which_only_a_message_is_there(home: Home) -> None:
+    """What was given up before anything was kept is shown too."""
+    await home.park((succeeded("one"), Reason.TOO_LARGE))
+    (record,) = await home.json("show", "one")
+    assert (record["state"], record["vendor"], len(record["parked"])) == ("parked", "apibox", 1)
+
+
+async def test_without_a_broker(home: Home, kept: Kept) -> None:
+    """What is kept is shown also where no broker can be asked; that it could not is seen."""
+    await kept.store("one")
+    home.environment["WAVEKEEP_STORAGE_URL"] = home.files.as_uri()
+    home.environment["WAVEKEEP_DATA_DIR"] = str(home.data_dir / "elsewhere")
+    (record,) = await home.json("show", "one")
+    assert (record["state"], record["parked"]) == ("stored", None)
+
+
+async def test_a_copy_of_the_queue(home: Home) -> None:
+    """A queue in use is copied whole, for its owner alone, and never over an earlier copy."""
+    await home.publish(succeeded("one"), succeeded("two"))
+    (home.data_dir / "secrets.toml").write_text("a secret")
+    target = home.data_dir / "backup"
+    copied = await home.json("backup", str(target))
+    assert [Path(each["path"]).name for each in copied] == ["queue.sqlite3", "secrets.toml"]
+    assert {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()} == {
+        "queue.sqlite3": 0o600,
+        "secrets.toml": 0o600,
+    }
+    with closing(sqlite3.connect(target / "queue.sqlite3")) as db:
+        assert db.execute("SELECT count(*) FROM message").fetchone() == (2,)
+    assert "is there already" in (await home.cli("backup", str(target), status=1)).stderr
+    home.environment["WAVEKEEP_DATA_DIR"] = str(home.data_dir / "elsewhere")
+    assert "nothing to back up" in (await home.cli("backup", str(target), status=1)).stderr

@@ -1,0 +1,112 @@
+"""The janitor: orphans are told, and deleted only where that is wanted and they still are orphans."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from downloader import manifest as records
+from downloader.janitor import SWEEP_AFTER_S, Found, Janitor
+from downloader.keeping_metrics import KeepingMetrics
+from downloader.shelves import find
+from downloader.staging import Staging
+from tests.unit.custody_fakes import NAMES, NOW, House, succeeded
+
+LATER = NOW + timedelta(days=1)
+ORPHANS = (NAMES.audio("e" * 64), NAMES.waveform("e" * 64), NAMES.peaks("e" * 64))
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    """Threads for what blocks."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.fixture
+def house(tmp_path: Path, executor: Executor) -> House:
+    """Custody among fakes."""
+    return House(tmp_path / "staging", executor)
+
+
+def janitor(house: House, tmp_path: Path, executor: Executor, *, delete: bool = False) -> Janitor:
+    """Return a janitor over a house's storage."""
+    return Janitor(
+        staging=Staging(tmp_path / "staging", executor=executor),
+        storage=house.storage,
+        temporary=(tmp_path / "tmp",),
+        delete_orphans=delete,
+        metrics=KeepingMetrics(CollectorRegistry()),
+    )
+
+
+@pytest.mark.parametrize("delete", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+async def test_orphans(house: House, tmp_path: Path, executor: Executor, *, stored: bool, delete: bool) -> None:
+    """Without a manifest or beside one: what no manifest names is told, and goes only where that is set."""
+    if stored:
+        await house.custody().handle(succeeded())
+    kept = set(house.storage.objects)
+    house.storage.objects |= dict.fromkeys(ORPHANS, b"1234")
+    found = Found()
+    await janitor(house, tmp_path, executor, delete=delete).look(await find(house.storage, NAMES), found, now=LATER)
+    if delete:
+        assert set(house.storage.objects) == kept
+        assert (found.count, found.deleted_bytes) == (0, 4 * len(ORPHANS))
+    else:
+        assert set(house.storage.objects) == kept | set(ORPHANS)
+        assert (found.count, found.size_bytes, set(found.orphans)) == (len(ORPHANS), 4 * len(ORPHANS), set(ORPHANS))
+
+
+async def test_what_is_young_or_named_or_doubtful_stays(house: House, tmp_path: Path, executor: Executor) -> None:
+    """Nothing under a day old goes, nor what an earlier revision names, nor anything beside a damaged record."""
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    working = janitor(house, tmp_path, executor, delete=True)
+    second = msgspec.structs.replace(house.manifest, revision=2, audio=NAMES.audio("f" * 64))
+    house.storage.objects |= {
+        NAMES.revision(1): house.storage.objects[NAMES.manifest],
+        NAMES.revision(2): records.write(second),
+        NAMES.manifest: records.write(second),
+        second.audio: b"new",
+    }
+    before = set(house.storage.objects)
+    found = Found()
+    await working.look(await find(house.storage, NAMES), found, now=LATER)
+    house.storage.objects |= dict.fromkeys(ORPHANS, b"1234")
+    await working.look(await find(house.storage, NAMES), found, now=LATER - timedelta(seconds=1))
+    house.storage.objects[NAMES.revision(1)] = b"{"
+    await working.look(await find(house.storage, NAMES), found, now=LATER)
+    assert set(house.storage.objects) == before | set(ORPHANS)
+    assert (found.count, found.deleted_bytes) == (0, 0)
+
+
+async def test_an_orphan_that_was_stored_meanwhile_stays(house: House, tmp_path: Path, executor: Executor) -> None:
+    """An attempt that comes late may need the very file: it is looked at once more before it goes."""
+    await house.custody().handle(succeeded())
+    seen = await find(house.storage, NAMES)
+    old = {ending: entry for ending, entry in seen.entries.items() if ending.endswith(".wav")}
+    found = Found()
+    await janitor(house, tmp_path, executor, delete=True).look(replace(seen, entries=old), found, now=LATER)
+    assert house.manifest is not None
+    assert house.manifest.audio in house.storage.objects
+    assert found.deleted_bytes == 0
+
+
+def test_files_of_dead_writers_are_swept(house: House, tmp_path: Path, executor: Executor) -> None:
+    """While the service runs, only what is over an hour old and unlocked goes: a living attempt is never touched."""
+    (tmp_path / "tmp").mkdir()
+    paths = [folder / name for folder in (tmp_path / "tmp", tmp_path / "staging") for name in ("old.part", "new.part")]
+    for path in paths:
+        path.write_bytes(b"part")
+        if path.name == "old.part":
+            before = path.stat().st_mtime - SWEEP_AFTER_S - 1
+            os.utime(path, (before, before))
+    assert janitor(house, tmp_path, executor).sweep() == 2
+    assert [path for path in paths if path.exists()] == [path for path in paths if path.name == "new.part"]
