@@ -60,3 +60,5 @@ def test_the_rights_of_the_page_are_enough(house: House) -> None:
     house.told(broken, "conversion.rejected")
     house.told(unknown, "report.unrecognised")
     house.told(broken, "conversion.rejected", receiver="failures")
+    logs = "".join(process.log.read_text() for process in house.deployment.services.values())
+    assert "second_chance.put_off" not in logs  # each looks into its own parked queue, also at its start
