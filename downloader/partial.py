@@ -92,9 +92,13 @@ class Partials:
         """Write what is known of a file, in one step."""
         note = Note(identity=identity, known=known, synced_bytes=synced_bytes, boot=_boot())
         beside = path.with_suffix(".tmp")
-        with open(beside, "xb", opener=_private) as out:
-            out.write(msgspec.json.encode(note))
-        beside.replace(path.with_suffix(".note"))
+        try:
+            with open(beside, "xb", opener=_private) as out:
+                out.write(msgspec.json.encode(note))
+            beside.replace(path.with_suffix(".note"))
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
     def sweep(self, *, older_than_s: float = 0.0) -> int:
         """Remove what nobody can go on from, or will; return how many files that were. Living attempts are left."""

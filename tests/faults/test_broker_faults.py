@@ -204,6 +204,7 @@ def test_a_missing_queue_is_noticed_also_where_another_subscriber_hides_it(house
         assert "wavekeep.downloader" in operate(home, "topology", "apply")
         started.result()
     subscribe_to_all(home, "eavesdropper", "wavekeep.intake")
+    wait_for(lambda: metric(home, "ingress", "wavekeep_ingress_spool_direct"), "the ingress goes to the broker first")
     node.ctl("delete_queue", "wavekeep.downloader")
     wait_for(
         lambda: not metric(home, "ingress", "wavekeep_ingress_spool_direct"),
