@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.faults import report
 from tests.faults.core import derived
 from tests.faults.house import Broker, House, Mode, own_node
 
+_ROWS = "fault_rows"
 _TIMEOUT_S = 420
 _NO_NODE_SETTINGS: Mapping[str, int] = MappingProxyType({})
 
@@ -44,9 +46,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run where anything was lost or doubled, whatever the tests themselves made of it."""
-    if any(report.broken(row) for row in report.rows()):
+    """Fail the run where anything was lost or doubled, whatever the tests themselves made of it.
+
+    A worker of several hands its rows on instead.
+    """
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[_ROWS] = report.handed_on()
+    elif any(report.broken(row) for row in report.rows()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the rows of a worker that has ended."""
+    report.take_over(getattr(node, "workeroutput", {}).get(_ROWS, "[]"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

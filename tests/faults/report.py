@@ -6,6 +6,7 @@ Responsible for: collecting rows and laying them out. It must not judge, and mus
 from io import StringIO
 from typing import NamedTuple
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +29,16 @@ _ROWS: list[Row] = []
 def record(row: int | str, name: str, times_injected: int, verdict: Verdict) -> None:
     """Add what came of a fault; `row` is its number in the list of faults."""
     _ROWS.append(Row(str(row), name, times_injected, verdict))
+
+
+def handed_on() -> str:
+    """Return what was recorded here, as text for another process."""
+    return msgspec.json.encode(_ROWS).decode()
+
+
+def take_over(rows_of_another: str) -> None:
+    """Add what was recorded in another process."""
+    _ROWS.extend(msgspec.json.decode(rows_of_another, type=list[Row]))
 
 
 def rows() -> list[Row]:
