@@ -66,7 +66,8 @@ def show(task: str, vendor: str | None, *, json_output: bool) -> None:
     found = finish(lambda: _everything(vendors, task))
     if not found:
         raise click.ClickException(
-            f"Nothing is kept of a task {task}. It may still be on its way: wavekeep parked list"
+            f"Nothing is kept of a task {task}. It may still be on its way: the log tells what waits"
+            " (message.retry_scheduled), `wavekeep parked list` what was given up."
         )
     if json_output:
         print_json(found)

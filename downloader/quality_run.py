@@ -43,7 +43,7 @@ def available() -> str | None:
     missing = [package for module, package in _EXTRA.items() if find_spec(module) is None]
     if not missing:
         return None
-    return f"{', '.join(missing)} not installed; `pip install 'wavekeep[quality]'` installs all that is needed"
+    return f"{', '.join(missing)} not installed; `make quality` in the checkout does that (docs/quality.md)"
 
 
 def require(*, quality: bool, waveform: bool) -> None:

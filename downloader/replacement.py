@@ -118,6 +118,7 @@ class Replacing:
             await self._storage.keep(attempt.path, new.audio)
         if await self._storage.digest(new.audio) != (new.size_bytes, new.sha256):
             raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
+        await self._keep_first(names)
         if not await self._storage.create(names.revision(new.revision), records.write(new)):
             raise RefusedError(
                 f"Somebody else has just replaced the file of {vendor}/{task_id}. Look at it (wavekeep show"
@@ -134,10 +135,14 @@ class Replacing:
                 f"The file of {subject} is stored, but not announced yet: replacing it now would announce another one"
                 " under the same event id. Let the downloader run, and repeat the command."
             )
-        manifest = read_manifest(content)
-        if manifest.revision == 1:
+        return read_manifest(content)
+
+    async def _keep_first(self, names: Names) -> None:
+        """Keep the first manifest under the name of its revision; whoever commits the second one did so before."""
+        if not await self._storage.exists(names.revision(1)):
+            content = await self._storage.read(names.manifest)
+            assert content is not None
             await self._storage.create(names.revision(1), content)
-        return manifest
 
     async def _finish(self, names: Names, current: Manifest) -> Manifest:
         """Bring the task to its latest revision, whoever committed it: put in place, then told; return it."""

@@ -88,6 +88,8 @@ async def test_figures_picture_and_peaks_are_kept_with_the_file(house: EmbeddedH
     assert (manifest.waveform, manifest.peaks) == (NAMES.waveform(manifest.sha256), NAMES.peaks(manifest.sha256))
     files = house.folder / "files"
     assert (files / str(manifest.waveform)).read_bytes().startswith(b"\x89PNG")
+    for key in (manifest.audio, manifest.waveform, manifest.peaks):
+        assert (files / str(key)).stat().st_mode & 0o777 == 0o600
     peaks = msgspec.json.decode((files / str(manifest.peaks)).read_bytes())
     assert peaks["version"] == 2
     assert len(peaks["data"]) == 2 * peaks["channels"] * peaks["length"]
@@ -117,5 +119,5 @@ async def test_without_the_extra_the_start_says_what_to_install(
 ) -> None:
     """A setting that cannot be met is refused at once, in a sentence."""
     monkeypatch.setattr("downloader.quality_run.find_spec", lambda _: None)
-    with pytest.raises(StartError, match=r"WAVEKEEP_QUALITY cannot be on: .*wavekeep\[quality\]"):
+    with pytest.raises(StartError, match=r"WAVEKEEP_QUALITY cannot be on: .*`make quality`"):
         downloader(house, quality=True)

@@ -379,7 +379,7 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() is None
     require(quality=True, waveform=True)
     monkeypatch.setattr(quality_run, "find_spec", lambda name: None if name in {"PIL", "numpy"} else object())
-    assert available() == "numpy, pillow not installed; `pip install 'wavekeep[quality]'` installs all that is needed"
+    assert available() == "numpy, pillow not installed; `make quality` in the checkout does that (docs/quality.md)"
     require(quality=False, waveform=False)
     with pytest.raises(StartError, match=r"^WAVEKEEP_WAVEFORM cannot be on: numpy, pillow not installed"):
         require(quality=False, waveform=True)
