@@ -30,7 +30,12 @@ def in_words(evidence: Evidence) -> list[str]:
     sentences.append("its structure is whole")
     if evidence.matched:
         sentences.append(f"digests that the server sent matched: {', '.join(evidence.matched)}")
-    else:
+    if evidence.differs:
+        sentences.append(
+            f"digests that the server sent did NOT match, however often it was fetched: {', '.join(evidence.differs)};"
+            " the SHA-256 is our own"
+        )
+    elif not evidence.matched:
         sentences.append("nobody sent a digest: the SHA-256 is our own")
     if evidence.reread:
         sentences.append("it was read again once stored, and was the same")

@@ -138,7 +138,6 @@ class Downloader:
                 staging=self._staging,
                 storage=self._storage,
                 temporary=() if folder is None else (folder / TEMPORARY,),
-                delete_orphans=settings.janitor_delete_orphans,
                 metrics=self._metrics.keeping,
             ),
             retention=Retention(

@@ -238,6 +238,7 @@ class Custody:
             await self._read_again(manifest)
             if await self._storage.create(names.manifest, write(manifest)):
                 outcome.stored(manifest.size_bytes)
+                await self._staging.forget(event.subject)
                 log.info("file.stored", audio=manifest.audio, size_bytes=manifest.size_bytes, sha256=manifest.sha256)
                 return manifest
             winner = await self._manifest(names)
@@ -271,8 +272,9 @@ class Custody:
             evidence=Evidence(
                 trust=followed.trust,
                 transport=transport,
-                digest="server" if proof.matched else "own",
+                digest=proof.digest,
                 matched=proof.matched,
+                differs=proof.differs,
             ),
             warnings=(*map(str, judgement.warnings), *((DIGEST_WARNING,) if proof.differs else ())),
             link=public(followed.url),
@@ -328,6 +330,7 @@ class Custody:
             code=code,
             rejected_at=self._clock().astimezone(UTC),
         )
+        await self._staging.forget(event.subject)
         if not await self._storage.create(names.rejected, write(rejection)):
             earlier = await self._rejection(names)
             if earlier is not None and earlier.reason == reason:

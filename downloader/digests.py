@@ -59,6 +59,9 @@ _ALGORITHMS: Final[Mapping[str, Callable[[], _Hash]]] = MappingProxyType(
 _SPELLINGS: Final = {"sha": "sha-1", "sha1": "sha-1", "sha256": "sha-256", "sha512": "sha-512"}
 
 
+MD5_HINT: Final = "etag md5"
+
+
 @dataclass(frozen=True, slots=True)
 class Promise:
     """A digest that a server sent.
@@ -131,7 +134,7 @@ class Checker:
         matched = [promise.name for promise in self._promised if digests[promise.algorithm] == promise.value]
         differs = [promise.name for promise in self._promised if digests[promise.algorithm] != promise.value]
         if self._hint is not None and digests["md5"] == self._hint:
-            matched.append("etag md5")
+            matched.append(MD5_HINT)
         return tuple(matched), tuple(differs)
 
 

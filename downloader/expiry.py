@@ -111,6 +111,8 @@ class Expiring:
         size_bytes = 0
         for entry in task.bodies:
             if entry.key in keys:
+                if await self._storage.read(names.manifest) != content:
+                    break  # a person has put a file in its place meanwhile, perhaps one of these
                 await self._storage.delete(entry.key)
                 size_bytes += entry.size_bytes
         if size_bytes:

@@ -20,7 +20,7 @@ from downloader.shelves import tasks
 from downloader.space import Space
 from downloader.storage import Storage
 from shared.clock import Clock
-from shared.errors import RetryableError
+from shared.errors import BrokerError, RetryableError
 
 log = structlog.get_logger()
 
@@ -89,9 +89,14 @@ class Housekeeping:
         self._space.count()
         await self._retention.begin()
         async for task in tasks(self._storage):
-            deleted_before = found.deleted_bytes
-            await self._janitor.look(task, found, now=now)
-            gone_bytes = await self._retention.look(task) + found.deleted_bytes - deleted_before
+            gone_bytes = 0
+            try:
+                await self._janitor.look(task, found, now=now)
+                gone_bytes = await self._retention.look(task)
+            except BrokerError:
+                raise
+            except RetryableError as error:  # one object that cannot be read must not end the rounds of all others
+                log.warning("housekeeping.task_failed", task=task.names.stem, reason=error.reason, detail=error.detail)
             self._space.freed(gone_bytes)
             kept_bytes += (
                 sum(entry.size_bytes for entry in task.bodies if not self._space.is_new(entry.key)) - gone_bytes

@@ -1,8 +1,8 @@
 """The janitor: what nobody will ever come back for.
 
 Responsible for: sweeping what dead writers left in local folders, and finding orphans: audio that no manifest names.
-An orphan may be adopted after a check, so it is told, and deleted only where a setting says so. It must not touch what
-a manifest names, nor what is younger than a day.
+An orphan is told and never deleted: it may be all that is left of a file whose manifest was lost, and an attempt that
+comes late may need it in the same moment. `wavekeep audit --adopt` makes a stored file of it; a person deletes.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,7 @@ import structlog
 
 from downloader.keeping_metrics import KeepingMetrics
 from downloader.manifest import read_manifest
-from downloader.names import Names
-from downloader.shelves import Task, find
+from downloader.shelves import Task
 from downloader.staging import Staging
 from downloader.storage import Entry, Storage, sweep, translating
 from shared.errors import PermanentError
@@ -40,7 +39,6 @@ class Found:
 
     count: int = 0
     size_bytes: int = 0
-    deleted_bytes: int = 0
     orphans: list[str] = field(default_factory=list)
 
 
@@ -49,7 +47,6 @@ class Janitor:
 
     Args:
         temporary: folders of temporary files whose living writers hold a lock on them.
-        delete_orphans: else they are told only.
     """
 
     def __init__(
@@ -58,13 +55,11 @@ class Janitor:
         staging: Staging,
         storage: Storage,
         temporary: Iterable[Path],
-        delete_orphans: bool,
         metrics: KeepingMetrics,
     ) -> None:
         self._staging = staging
         self._storage = storage
         self._temporary = tuple(temporary)
-        self._delete_orphans = delete_orphans
         self._metrics = metrics
 
     def sweep(self) -> int:
@@ -85,9 +80,6 @@ class Janitor:
             RetryableError: the storage fails.
         """
         for orphan in await orphans(self._storage, task, now=now):
-            if self._delete_orphans and await self._delete(task.names, orphan, now=now):
-                found.deleted_bytes += orphan.size_bytes
-                continue
             found.count += 1
             found.size_bytes += orphan.size_bytes
             if len(found.orphans) < TOLD_BY_NAME:
@@ -99,16 +91,6 @@ class Janitor:
         self._metrics.orphan_bytes.set(found.size_bytes)
         if found.count:
             log.warning("orphans.found", count=found.count, size_bytes=found.size_bytes, first=found.orphans)
-
-    async def _delete(self, names: Names, orphan: Entry, *, now: datetime) -> bool:
-        """Delete an orphan that still is one: an attempt that comes late may have put the same content there anew."""
-        task = await find(self._storage, names)
-        if orphan not in await orphans(self._storage, task, now=now):
-            return False
-        await self._storage.delete(orphan.key)
-        self._metrics.orphans_deleted.inc()
-        log.info("orphan.deleted", key=orphan.key, size_bytes=orphan.size_bytes)
-        return True
 
 
 async def orphans(storage: Storage, task: Task, *, now: datetime) -> list[Entry]:

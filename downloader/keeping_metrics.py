@@ -51,9 +51,6 @@ class KeepingMetrics:
             "wavekeep_downloader_orphans", "Files in storage that no manifest names, for over a day.", registry=registry
         )
         self.orphan_bytes = Gauge("wavekeep_downloader_orphan_bytes", "Size of these.", registry=registry)
-        self.orphans_deleted = Counter(
-            "wavekeep_downloader_orphans_deleted_total", "Orphans deleted.", registry=registry
-        )
         self.named = Gauge(
             "wavekeep_downloader_retention_named_files",
             "Tasks whose files retention names to go, by the rule that does.",

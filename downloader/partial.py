@@ -147,20 +147,39 @@ class Partials:
                 return 1
         return 0
 
+    def forget_task(self, task: str) -> None:
+        """Remove the partial files of a task that nobody works on."""
+        for path in self._folder.glob(f"{_name(task)}.*.part"):
+            self._drop(path)
+
+    def drop_oldest(self) -> bool:
+        """Let the oldest partial file go; False where there is none."""
+        return any(self._drop(path) for path, _ in self._by_age())
+
     def _make_room(self) -> int:
         """Let the oldest partial files go until the rest is within bounds; return how many went."""
-        files = [(path, status) for path in self._folder.glob("*.part") for status in _status(path)]
+        files = self._by_age()
         excess = sum(status.st_size for _, status in files) - self._max_bytes
         removed = 0
-        for path, status in sorted(files, key=lambda each: each[1].st_mtime):
+        for path, status in files:
             if excess <= 0:
                 break
-            with contextlib.ExitStack() as stack:
-                if _lock(path, stack) is not None:
-                    forget(path)
-                    removed += 1
-                    excess -= status.st_size
+            if self._drop(path):
+                removed += 1
+                excess -= status.st_size
         return removed
+
+    def _by_age(self) -> list[tuple[Path, os.stat_result]]:
+        files = [(path, status) for path in self._folder.glob("*.part") for status in _status(path)]
+        return sorted(files, key=lambda each: each[1].st_mtime)
+
+    def _drop(self, path: Path) -> bool:
+        """Remove a partial file, unless somebody works on it."""
+        with contextlib.ExitStack() as stack:
+            if _lock(path, stack) is None:
+                return False
+            forget(path)
+            return True
 
 
 def forget(path: Path) -> None:

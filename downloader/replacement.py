@@ -171,6 +171,8 @@ class Replacing:
     ) -> Manifest:
         complete = origin.transport in {"content_length", "chunked"}
         proof = await self._staging.prove(attempt, body_proven_complete=complete)
+        if proof.differs:
+            raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {', '.join(proof.differs)}")
         judgement, digest = proof.judgement, proof.sha256
         revision, audio = current.revision + 1, names.audio(digest)
         return msgspec.structs.replace(
@@ -184,7 +186,7 @@ class Replacing:
             evidence=Evidence(
                 trust=("operator",),
                 transport=origin.transport,
-                digest="server" if proof.matched else "own",
+                digest=proof.digest,
                 matched=proof.matched,
             ),
             warnings=tuple(str(warning) for warning in judgement.warnings),

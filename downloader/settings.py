@@ -88,9 +88,6 @@ class DownloaderSettings(ServiceSettings):
     retention_max_bytes: int | None = Field(
         default=None, gt=0, description="Bytes of audio and pictures beyond which the oldest files go."
     )
-    janitor_delete_orphans: bool = Field(
-        default=False, description="Delete audio that no manifest names for a day; else it is told only."
-    )
     download_concurrency: int = Field(default=4, ge=1, le=256, description="Downloads at once.")
     download_urgent_concurrency: int = Field(
         default=2,

@@ -17,10 +17,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from downloader.answer import Known
-from downloader.digests import Checker
+from downloader.digests import MD5_HINT, Checker
 from downloader.fetch import Head, Held
 from downloader.partial import Claim, Partials, forget, unnote
 from downloader.space import Room, Space
@@ -68,6 +68,11 @@ class Proof:
     sha256: str
     matched: tuple[str, ...]
     differs: tuple[str, ...]
+
+    @property
+    def digest(self) -> Literal["own", "server"]:
+        """What the bytes were held against; an ETag is only a hint."""
+        return "server" if set(self.matched) - {MD5_HINT} else "own"
 
 
 class Attempt:
@@ -177,9 +182,11 @@ class Attempt:
             else:
                 forget(self.path)
         finally:
-            os.close(self._file)
-            if self._room is not None:
-                self._room.close()
+            try:
+                os.close(self._file)
+            finally:
+                if self._room is not None:
+                    self._room.close()
 
     def _begin_anew(self, checker: Checker | None = None) -> None:
         self.size_bytes = 0
@@ -276,11 +283,11 @@ class Staging:
             return _NotedAttempt(claim.path if claim else self._partials.new(task), claim, room, self._partials)
 
         def begin() -> Attempt:
-            room = None if self._space is None else self._space.enter()
+            room = self._enter()
             try:
                 with translating():
                     return make(room)
-            except RetryableError:
+            except BaseException:
                 if room is not None:
                     room.close()
                 raise
@@ -299,6 +306,20 @@ class Staging:
                 raise
         finally:
             await asyncio.shield(self._end(beginning, self._partials if keep else None))
+
+    async def forget(self, task: str) -> None:
+        """Remove what is left of a task that needs no other attempt."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._partials.forget_task, task)
+
+    def _enter(self) -> Room | None:
+        """Begin an attempt; where there is no room, cut downloads go before it is refused, the oldest first."""
+        while self._space is not None:
+            try:
+                return self._space.enter()
+            except RetryableError:
+                if not self._partials.drop_oldest():
+                    raise
+        return None
 
     def sweep(self, *, older_than_s: float) -> int:
         """Remove what nobody can go on from; return how many files that were. Blocking.

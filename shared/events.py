@@ -161,6 +161,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         digest: what the bytes were held against. `own`: nothing; `sha256` was computed here over the bytes as they
             arrived. `server`: a digest that the server sent along, besides.
         matched: which of the server's, for example `repr-digest sha-256`; `etag md5` is only a hint.
+        differs: which of the server's are not of these bytes, however often they were fetched.
         reread: the stored file was read again and had the same digest.
     """
 
@@ -169,6 +170,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     structure: Literal["whole"] = "whole"
     digest: Literal["own", "server"] = "own"
     matched: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()
     reread: bool = True
 
 

@@ -254,3 +254,19 @@ async def test_two_replicas_at_once_tell_one_fact(house: House) -> None:
     told = [event.data for event in house.publisher.told if isinstance(event.data, FileExpired)]
     assert len(told) == 2
     assert told[0] == told[1]
+
+
+async def test_a_person_who_goes_back_meanwhile_keeps_the_file(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replacement between the event and the deletion may name the very file: nothing of it goes then."""
+    await stored(house)
+    assert house.manifest is not None
+    first, publish = house.manifest, house.publisher.publish
+
+    async def replaced_meanwhile(*args: object, **options: object) -> None:
+        await publish(*args, **options)  # type: ignore[arg-type]
+        third = msgspec.structs.replace(first, revision=3)
+        house.storage.objects |= {NAMES.revision(3): records.write(third), NAMES.manifest: records.write(third)}
+
+    monkeypatch.setattr(house.publisher, "publish", replaced_meanwhile)
+    assert await expire(house) == 0
+    assert audio(house) == [first.audio]

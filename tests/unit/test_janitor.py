@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,40 +34,36 @@ def house(tmp_path: Path, executor: Executor) -> House:
     return House(tmp_path / "staging", executor)
 
 
-def janitor(house: House, tmp_path: Path, executor: Executor, *, delete: bool = False) -> Janitor:
+def janitor(house: House, tmp_path: Path, executor: Executor) -> Janitor:
     """Return a janitor over a house's storage."""
     return Janitor(
         staging=Staging(tmp_path / "staging", executor=executor),
         storage=house.storage,
         temporary=(tmp_path / "tmp",),
-        delete_orphans=delete,
         metrics=KeepingMetrics(CollectorRegistry()),
     )
 
 
-@pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("stored", [False, True])
-async def test_orphans(house: House, tmp_path: Path, executor: Executor, *, stored: bool, delete: bool) -> None:
-    """Without a manifest or beside one: what no manifest names is told, and goes only where that is set."""
+async def test_orphans(house: House, tmp_path: Path, executor: Executor, *, stored: bool) -> None:
+    """Without a manifest or beside one: what no manifest names is told, and stays."""
     if stored:
         await house.custody().handle(succeeded())
     kept = set(house.storage.objects)
     house.storage.objects |= dict.fromkeys(ORPHANS, b"1234")
     found = Found()
-    await janitor(house, tmp_path, executor, delete=delete).look(await find(house.storage, NAMES), found, now=LATER)
-    if delete:
-        assert set(house.storage.objects) == kept
-        assert (found.count, found.deleted_bytes) == (0, 4 * len(ORPHANS))
-    else:
-        assert set(house.storage.objects) == kept | set(ORPHANS)
-        assert (found.count, found.size_bytes, set(found.orphans)) == (len(ORPHANS), 4 * len(ORPHANS), set(ORPHANS))
+    await janitor(house, tmp_path, executor).look(await find(house.storage, NAMES), found, now=LATER)
+    assert set(house.storage.objects) == kept | set(ORPHANS)
+    assert (found.count, found.size_bytes, set(found.orphans)) == (len(ORPHANS), 4 * len(ORPHANS), set(ORPHANS))
 
 
-async def test_what_is_young_or_named_or_doubtful_stays(house: House, tmp_path: Path, executor: Executor) -> None:
-    """Nothing under a day old goes, nor what an earlier revision names, nor anything beside a damaged record."""
+async def test_what_is_young_or_named_or_doubtful_is_no_orphan(
+    house: House, tmp_path: Path, executor: Executor
+) -> None:
+    """Nothing under a day old is told, nor what an earlier revision names, nor anything beside a damaged record."""
     await house.custody().handle(succeeded())
     assert house.manifest is not None
-    working = janitor(house, tmp_path, executor, delete=True)
+    working = janitor(house, tmp_path, executor)
     second = msgspec.structs.replace(house.manifest, revision=2, audio=NAMES.audio("f" * 64))
     house.storage.objects |= {
         NAMES.revision(1): house.storage.objects[NAMES.manifest],
@@ -84,19 +79,7 @@ async def test_what_is_young_or_named_or_doubtful_stays(house: House, tmp_path: 
     house.storage.objects[NAMES.revision(1)] = b"{"
     await working.look(await find(house.storage, NAMES), found, now=LATER)
     assert set(house.storage.objects) == before | set(ORPHANS)
-    assert (found.count, found.deleted_bytes) == (0, 0)
-
-
-async def test_an_orphan_that_was_stored_meanwhile_stays(house: House, tmp_path: Path, executor: Executor) -> None:
-    """An attempt that comes late may need the very file: it is looked at once more before it goes."""
-    await house.custody().handle(succeeded())
-    seen = await find(house.storage, NAMES)
-    old = {ending: entry for ending, entry in seen.entries.items() if ending.endswith(".wav")}
-    found = Found()
-    await janitor(house, tmp_path, executor, delete=True).look(replace(seen, entries=old), found, now=LATER)
-    assert house.manifest is not None
-    assert house.manifest.audio in house.storage.objects
-    assert found.deleted_bytes == 0
+    assert found.count == 0
 
 
 def test_files_of_dead_writers_are_swept(house: House, tmp_path: Path, executor: Executor) -> None:

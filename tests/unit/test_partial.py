@@ -145,3 +145,19 @@ def test_what_is_not_ours_is_neither_followed_nor_removed(partials: Partials, tm
     assert elsewhere.stat().st_size == 100
     assert (tmp_path / "lost+found").is_dir()
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_what_is_over_is_forgotten(partials: Partials, tmp_path: Path) -> None:
+    """Once a task has its end nothing of it stays, of however many attempts; what somebody works on does."""
+    left(partials, b"abc")
+    left(partials, b"abcd")
+    left(partials, b"abc", task="kie/2")
+    working = partials.claim("kie/2")
+    assert working is not None
+    partials.forget_task(TASK)
+    partials.forget_task("kie/2")
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".part"] == [working.path]
+    assert not partials.drop_oldest()
+    os.close(working.file)
+    assert partials.drop_oldest()
+    assert list(tmp_path.iterdir()) == []
