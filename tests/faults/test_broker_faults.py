@@ -148,7 +148,6 @@ def test_a_broker_gone_for_longer_than_the_vendor_tries(house: MakeHouse) -> Non
 
 
 @pytest.mark.fault(10)
-@pytest.mark.fast_fault
 def test_a_broker_wiped_while_its_queues_are_empty(house: MakeHouse) -> None:
     """The services put the topology back by themselves, and go on within 30 s."""
     home = house()
@@ -169,13 +168,7 @@ def test_a_broker_wiped_while_its_queues_are_empty(house: MakeHouse) -> None:
 
 
 @pytest.mark.fault(11)
-@pytest.mark.parametrize(
-    "queue",
-    [
-        pytest.param("wavekeep.downloader", marks=pytest.mark.fast_fault),
-        *sorted(WORK_QUEUES - {"wavekeep.downloader"}),
-    ],
-)
+@pytest.mark.parametrize("queue", sorted(WORK_QUEUES))
 def test_an_empty_queue_deleted(house: MakeHouse, queue: str) -> None:
     """The broker cancels its consumer, which is back within 30 s; no report is published past the missing queue."""
     home = house()
