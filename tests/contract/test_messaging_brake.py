@@ -64,9 +64,10 @@ async def test_a_fault_of_ours_does_not_drain_the_queue_into_the_bin(
 async def until_at_rest(broker: Broker, queue: str) -> list[Kept]:
     """Return what is kept once two looks in a row find the same."""
     earlier: list[Kept] | None = None
-    while (found := await listed(broker, queue)) != earlier:
-        earlier = found
-        await asyncio.sleep(0.2)
+    async with asyncio.timeout(15):
+        while (found := await listed(broker, queue)) != earlier:
+            earlier = found
+            await asyncio.sleep(0.2)
     return found
 
 
