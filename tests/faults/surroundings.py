@@ -34,7 +34,7 @@ FILLER = "filler"
 _CALL_TIMEOUT_S = 10.0
 _FAKETIME = "faketime/libfaketimeMT.so.1"
 _LIBRARIES = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib/aarch64-linux-gnu"), Path("/usr/local/lib"))
-_INJECTED = re.compile(r"^(?P<pid>\d+) +(?P<call>\w+)\((?P<descriptor>\d+)<(?P<path>[^>]*)>.*\(INJECTED\)")
+_INJECTED = re.compile(r"^(?:\d+ +)?(?P<call>\w+)\((?P<descriptor>\d+)<(?P<path>[^>]*)>.*\(INJECTED\)")
 
 
 class Proxy:
@@ -150,17 +150,22 @@ class Injection:
 
     Args:
         pid: of the process; all its threads are meant.
+        alone: only this one thread of a process is meant, and seen.
         call: the system call.
         fault: as `strace -e inject=` takes it after the call, for example `error=EIO:when=2`.
         log: takes every such call, with descriptors and their paths.
         paths: only calls on one of these files.
     """
 
-    def __init__(self, pid: int, call: str, fault: str, *, log: Path, paths: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self, pid: int, call: str, fault: str, *, log: Path, paths: tuple[Path, ...] = (), alone: bool = False
+    ) -> None:
         require_strace()
         self._log = log
+        self._alone = alone
         self._command = [
-            *("strace", "-f", "-y", "-q", "-s", "0", "-p", str(pid), "-o", str(log), "-e", "signal=none"),
+            *("strace", "-y", "-q", "-s", "0", "-p", str(pid), "-o", str(log), "-e", "signal=none"),
+            *(() if alone else ("-f",)),
             *(
                 "-e",
                 f"trace={call},write,pwrite64,openat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,close",
@@ -201,7 +206,7 @@ class Injection:
         if self._tracer.poll() is not None:
             _, told = self._tracer.communicate()
             pytest.skip(f"strace may not attach here: {told.decode(errors='replace').strip()}")
-        threads = Path(f"/proc/{self._pid}/task").glob("*/status")
+        threads = Path(f"/proc/{self._pid}/task").glob(f"{self._pid if self._alone else '*'}/status")
         return all(f"TracerPid:\t{self._tracer.pid}\n" in path.read_text() for path in threads)
 
 
@@ -254,6 +259,15 @@ def due(house: House, queue: str) -> list[float]:
     with closing(sqlite3.connect(house.folder / "standalone" / "queue.sqlite3", timeout=30)) as db:
         rows = db.execute("SELECT available_at FROM message WHERE queue = ? AND leased = 0", (queue,))
         return sorted(float(row[0]) for row in rows)
+
+
+def hasten(house: House, queue: str) -> None:
+    """Let what waits in a queue of the embedded broker be due now; its service sees that as it sees any other's write.
+
+    For tests in which a stepped clock would cost too much: strace stops each call by which libfaketime reads it.
+    """
+    with closing(sqlite3.connect(house.folder / "standalone" / "queue.sqlite3", timeout=30)) as db, db:
+        db.execute("UPDATE message SET available_at = 0 WHERE queue = ? AND leased = 0", (queue,))
 
 
 class Names:

@@ -5,10 +5,10 @@ import re
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,12 +16,21 @@ from shared.vendors import Vendor
 from tests.faults import report
 from tests.faults.core import judge
 from tests.faults.house import House, wait_for
-from tests.faults.surroundings import FILLER, Clock, Injection, filled, logged, metric, small_disk
+from tests.faults.surroundings import FILLER, Injection, filled, hasten, logged, metric, small_disk
 
 Build = Callable[..., House]
 
 FILE_BYTES = 2_000_000
-_USED = re.compile(r"^\d+ +(?P<call>fsync|write|pwrite64)\((?P<descriptor>\d+)<(?P<path>[^>]*)>")
+_KINDS = {"attempt", "temporary", "folder"}
+_USED = re.compile(r"^(?:\d+ +)?(?P<call>fsync|write|pwrite64)\((?P<descriptor>\d+)<(?P<path>[^>]*)>")
+
+
+class _Thread(NamedTuple):
+    """Whose call is to fail, one thread's alone or all of a process, and which one of each."""
+
+    of: int
+    alone: bool
+    when: int
 
 
 @pytest.mark.fault(18)
@@ -57,15 +66,15 @@ def _left(home: House, disk: Path) -> list[Path]:
 )
 def test_no_failed_sync_is_trusted(house: Build, tmp_path: Path, errno: str, reason: str) -> None:
     """Whichever sync of a download fails, it is told and tried again on another descriptor, and the file is kept."""
-    clock = Clock(tmp_path)
-    home = house("embedded", settings=clock.environ)
+    home = house("embedded")
     failed = 0
     kinds: set[str] = set()
-    numbers = itertools.chain.from_iterable(itertools.repeat((1, 2, 3, 4), 5))  # strace counts by thread
-    for files, number in enumerate(numbers, 1):
+    for files, thread in enumerate(itertools.islice(_threads(home.process("downloader").pid), 60), 1):
         attempts = len(_settled(home))
-        trace = tmp_path / f"{failed}-{number}.trace"
-        with Injection(home.process("downloader").pid, "fsync", f"error={errno}:when={number}", log=trace) as faults:
+        trace = tmp_path / f"{files}.trace"
+        with Injection(
+            thread.of, "fsync", f"error={errno}:when={thread.when}", log=trace, alone=thread.alone
+        ) as faults:
             home.convert({})
             wait_for(partial(_longer, _settled, home, attempts), "it is stored or waits")
             injected, calls = faults.injected, faults.calls
@@ -73,9 +82,9 @@ def test_no_failed_sync_is_trusted(house: Build, tmp_path: Path, errno: str, rea
             kinds.add(_kind(home, path))
             assert not _reused(calls[line + 1 :], descriptor, path), f"{path} was used after its sync failed"
         failed += bool(injected)
-        clock.forward(5)
+        hasten(home, "wavekeep.downloader")
         wait_for(partial(_longer, _acked, home, files - 1), "it is stored after all")
-        if kinds == {"attempt", "temporary", "folder"} and number == 4:
+        if kinds == _KINDS and failed >= 5:
             break
     told = logged(home, "message.retry_scheduled", queue="wavekeep.downloader")
     assert {line["reason"] for line in told} == {reason}
@@ -84,7 +93,20 @@ def test_no_failed_sync_is_trusted(house: Build, tmp_path: Path, errno: str, rea
     verdict = judge(home, within_s=60)
     report.record(18, f"{errno} on a sync of a download", failed, verdict)
     assert verdict.problems == ()
-    assert kinds == {"attempt", "temporary", "folder"}
+    assert kinds == _KINDS
+
+
+def _threads(pid: int) -> Iterator[_Thread]:
+    """Yield all threads of a process at once, then each by itself, again and again.
+
+    Strace counts calls by thread. The first sync of all is that of the attempt, and ends it. The first of a single
+    thread is an attempt's or a temporary file's, as chance has it; the second that of the folder the latter moves to.
+    """
+    yield _Thread(pid, alone=False, when=1)
+    for when in itertools.cycle((1, 2)):
+        yield from (
+            _Thread(int(task.name), alone=True, when=when) for task in sorted(Path(f"/proc/{pid}/task").iterdir())
+        )
 
 
 def _kind(home: House, path: str) -> str:
