@@ -2,12 +2,17 @@
 
 Responsible for: starting, asking whether one is ready, ending it in good order or at once, and keeping what it printed.
 It must not know any service. Plain synchronous code, which never waits longer than it is told.
+
+What is started here does not outlive whoever started it, however that one ended: the kernel sees to it. It goes by the
+thread, so a process is started by the main thread, or is not bound.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -64,7 +69,7 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log, self.output.open("ab") as output:
             self._running = subprocess.Popen(  # noqa: S603 - no shell, our own modules
-                [*self.wrapper, sys.executable, "-m", self.name],
+                [*self.wrapper, *_bound_to_us(), sys.executable, "-m", self.name],
                 env=self._environ,
                 cwd=self.log.parent,
                 stdin=subprocess.DEVNULL,
@@ -121,6 +126,14 @@ class Process:
 
 class ProcessEndedError(RuntimeError):
     """A process ended before it was ready; the message holds the end of its log."""
+
+
+def _bound_to_us() -> tuple[str, ...]:
+    """Return what lets a command end with us; nothing where this system has no such thing."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or threading.current_thread() is not threading.main_thread():
+        return ()
+    return (setpriv, "--pdeathsig", "KILL", "--")
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:

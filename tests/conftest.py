@@ -5,6 +5,7 @@ that share a broker use names of their own.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
@@ -19,6 +20,11 @@ _BROKERS = {"rabbitmq_url", "rabbitmq_node"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take the seed of the fault tests; here, because options must be known before a folder's own conftest is read."""
     parser.addoption("--fault-seed", type=int, default=20261121, help="seed of the fault tests (tests/faults)")
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: what its fixtures started is ended by them."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
