@@ -12,17 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from simulator.debian import install, installer
+
 GIVEN_URL = "WAVEKEEP_TEST_AMQP_URL"
 GIVEN_SERVER = "WAVEKEEP_TEST_RABBITMQ_SERVER"
 
 _PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Where Debian and Ubuntu put the server itself; the one on PATH insists on the system's own folders and user."""
-
-_POLICY = Path("/usr/sbin/policy-rc.d")
-_POLICY_TEXT = "#!/bin/sh\nexit 101\n"
-"""What keeps a package's own service from being started while it is installed."""
-
-_INSTALL_TIMEOUT_S = 600.0
 
 
 class NodeError(RuntimeError):
@@ -77,7 +73,7 @@ def find_server(environ: Mapping[str, str] | None = None, *, packaged: Path = _P
     if installed := _installed(path, packaged):
         return StartScript(installed)
     failure = ""
-    if os.geteuid() == 0 and (apt_get := shutil.which("apt-get", path=path)):
+    if apt_get := installer(path):
         failure = _install(apt_get)
         if installed := _installed(path, packaged):
             return StartScript(installed)
@@ -98,39 +94,11 @@ def _installed(path: str | None, packaged: Path) -> Path | None:
 
 
 def _install(apt_get: str) -> str:
-    """Install the distribution's package without starting its service; return why not, or nothing."""
+    """Install the distribution's package; return why not, or nothing."""
     _tell("rabbitmq-server is not installed: installing the distribution's package …")
-    ours = not _POLICY.exists()
-    if ours:
-        _POLICY.write_text(_POLICY_TEXT)
-        _POLICY.chmod(0o755)
-    try:
-        for arguments in (("update",), ("install", "-y", "--no-install-recommends", "rabbitmq-server")):
-            if failure := _run_apt_get(apt_get, *arguments):
-                _tell(failure)
-                return f"\n{failure}"
-    finally:
-        if ours:
-            _POLICY.unlink()
-    _tell("rabbitmq-server is installed.")
-    return ""
-
-
-def _run_apt_get(apt_get: str, *arguments: str) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 - no shell, our own words
-            [apt_get, "-q", "-o", "DPkg::Lock::Timeout=120", *arguments],
-            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_INSTALL_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"apt-get {arguments[0]} took longer than {_INSTALL_TIMEOUT_S:.0f} s."
-    tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-    return f"apt-get {arguments[0]} failed:\n{tail}" if done.returncode else ""
+    failure = install("rabbitmq-server", apt_get=apt_get)
+    _tell(failure or "rabbitmq-server is installed.")
+    return f"\n{failure}" if failure else ""
 
 
 def _docker_client(path: str | None) -> str | None:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -27,6 +26,7 @@ from simulator.processes import Process
 from simulator.rabbitmq_local import free_ports
 from tests.faults.house import House, wait_for
 from tests.faults.tracer import require_strace
+from tests.packages import require
 
 FILLER = "filler"
 """What takes the room on a disk that is filled."""
@@ -300,25 +300,8 @@ class Names:
 
 def _library() -> Path:
     """Return Debian's libfaketime; install it where we may, else skip the test."""
-    for _ in range(2):
-        found = next((folder / _FAKETIME for folder in _LIBRARIES if (folder / _FAKETIME).is_file()), None)
-        if found is not None:
-            return found
-        if os.geteuid() == 0 and (apt_get := shutil.which("apt-get")):
-            subprocess.run(
-                [
-                    apt_get,
-                    "-q",
-                    "-o",
-                    "DPkg::Lock::Timeout=120",
-                    "install",
-                    "-y",
-                    "--no-install-recommends",
-                    "faketime",
-                ],
-                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-            )
-    pytest.skip("There is no libfaketime here: install the package faketime.")
+    require("faketime", "faketime")
+    found = next((folder / _FAKETIME for folder in _LIBRARIES if (folder / _FAKETIME).is_file()), None)
+    if found is None:
+        pytest.skip("There is no libfaketime here: install the package faketime.")
+    return found

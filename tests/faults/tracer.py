@@ -3,21 +3,17 @@
 Responsible for: having `strace`, and for one injected SIGKILL. It must not start or restart the process.
 """
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from simulator.processes import Process
 from tests.faults.house import wait_for
+from tests.packages import require
 
-_INSTALL_TIMEOUT_S = 300.0
 _LAST_CALL = re.compile(r"^(?:\[pid +\d+\] |\d+ +)?(\w+\(.*)$")
 
 
@@ -35,24 +31,7 @@ class Step(NamedTuple):
 
 def require_strace() -> None:
     """Have `strace`: installed, or installed now, as root on Debian; else the test is skipped."""
-    if shutil.which("strace"):
-        return
-    apt_get = shutil.which("apt-get")
-    if apt_get and os.geteuid() == 0:
-        environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for arguments in (("update",), ("install", "-y", "--no-install-recommends", "strace")):
-            with suppress(subprocess.TimeoutExpired):
-                subprocess.run(
-                    [apt_get, "-q", "-o", "DPkg::Lock::Timeout=120", *arguments],
-                    env=environ,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=_INSTALL_TIMEOUT_S,
-                    check=False,
-                )
-        if shutil.which("strace"):
-            return
-    pytest.skip("There is no strace here: install the package strace.")
+    require("strace", "strace")
 
 
 @contextmanager
