@@ -23,7 +23,7 @@ from ingress.settings import IngressSettings
 from notifier.metrics import NotifierMetrics
 from notifier.settings import NotifierSettings
 from shared.asyncapi import document
-from shared.metrics import MessagingMetrics, SpoolMetrics
+from shared.metrics import MessagingMetrics, SpoolMetrics, ready
 from shared.operations import product_version
 from shared.settings import PREFIX, ServiceSettings
 from standalone.settings import StandaloneSettings
@@ -69,6 +69,7 @@ def settings_table(room: str) -> str:
 def metrics_tables() -> dict[str, str]:
     """Return the table of metrics of each part."""
     made = {
+        "operations": lambda registry: ready(registry, "SERVICE"),
         "messaging": lambda registry: MessagingMetrics(registry, "SERVICE"),
         "ingress": IngressMetrics,
         "spool": lambda registry: SpoolMetrics(registry, "ingress"),

@@ -3,7 +3,7 @@
 Responsible for: the attempt, its measure, and when to stop trying. How the destination is reached is the channel's.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 
 import structlog
@@ -34,6 +34,7 @@ class Delivery:
         self._metrics = metrics
         self._give_up_after = give_up_after
         self._clock = clock
+        self._failing_since: datetime | None = None
 
     async def handle(self, message: Message) -> None:
         """Deliver; raises as the channel classified it."""
@@ -44,10 +45,13 @@ class Delivery:
             await self._channel.deliver(event)
         except RetryableError:
             outcome = "retryable"
+            self._note(min(self._failing_since or message.first_seen, message.first_seen))
             raise
         except PermanentError:
             outcome = "permanent"
             raise
+        else:
+            self._note(None)
         finally:
             self._metrics.deliveries.labels(self._name, outcome).inc()
             self._metrics.seconds.labels(self._name).observe(monotonic() - started)
@@ -60,4 +64,11 @@ class Delivery:
     async def give_up(self, message: Message, reason: Reason, detail: str) -> None:
         """Say in the log and the metrics that this destination will not hear of it."""
         self._metrics.given_up.labels(self._name).inc()
+        if self._failing_since == message.first_seen:  # it waits no more; what still does is noted when it fails again
+            self._note(None)
         log.error("delivery.given_up", destination=self._name, event_id=message.event_id, reason=reason, detail=detail)
+
+    def _note(self, failing_since: datetime | None) -> None:
+        """Note since when this destination takes nothing; None when it takes."""
+        self._failing_since = failing_since
+        self._metrics.failing_since.labels(self._name).set(failing_since.timestamp() if failing_since else 0)

@@ -5,7 +5,7 @@ Responsible for: the delivery metrics. Destinations are a closed set, known at s
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.metrics import crash_loops
 
@@ -35,9 +35,16 @@ class NotifierMetrics:
             ["destination"],
             registry=registry,
         )
+        self.failing_since = Gauge(
+            "wavekeep_notifier_failing_since_timestamp_seconds",
+            "When the oldest message came that failed since the destination last took one; 0 while it takes them.",
+            ["destination"],
+            registry=registry,
+        )
         self.crash_loops = crash_loops(registry, "notifier")
         for destination in destinations:
             self.seconds.labels(destination)
             self.given_up.labels(destination)
+            self.failing_since.labels(destination)
             for outcome in OUTCOMES:
                 self.deliveries.labels(destination, outcome)

@@ -60,6 +60,9 @@ class MessagingMetrics:
             registry=registry,
         )
         self.connected = Gauge(f"{prefix}_broker_connected", "1 while a publish could be confirmed.", registry=registry)
+        self.missing = Gauge(
+            f"{prefix}_queues_missing", "Required queues that the broker does not have.", registry=registry
+        )
         self.depth = Gauge(
             f"{prefix}_queue_messages",
             "Messages in a queue, those in hand included.",
@@ -105,6 +108,11 @@ class MessagingMetrics:
         """Count one publish."""
         self._publishes.labels(outcome).inc()
         self._publish_seconds.observe(duration_s)
+
+
+def ready(registry: CollectorRegistry, service: str) -> Gauge:
+    """Return the gauge of what `/readyz` answers."""
+    return Gauge(f"wavekeep_{service}_ready", "1 while /readyz answers 200.", registry=registry)
 
 
 def crash_loops(registry: CollectorRegistry, service: str) -> Gauge:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from shared.errors import StartError
+from shared.metrics import ready
 
 log = structlog.get_logger()
 
@@ -38,20 +39,21 @@ async def operations(
     Args:
         host: where to listen.
         port: 0 takes a free one.
-        service: the name `/version` and the log tell.
-        registry: what `/metrics` shows.
+        service: the name `/version`, the log and the gauge of readiness tell.
+        registry: what `/metrics` shows; readiness is added to it.
         checks: what must hold for the process to do its work now, by name; all true is ready.
     """
     app = web.Application()
+    ready(registry, service).set_function(lambda: float(all(checks().values())))
 
     async def livez(_: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
     async def readyz(_: web.Request) -> web.Response:
         found = dict(checks())
-        ready = all(found.values())
+        holds = all(found.values())
         return web.json_response(
-            {"status": "ready" if ready else "not ready", "checks": found}, status=200 if ready else 503
+            {"status": "ready" if holds else "not ready", "checks": found}, status=200 if holds else 503
         )
 
     async def metrics(request: web.Request) -> web.Response:

@@ -415,6 +415,7 @@ class RabbitBroker:
     async def _look(self, connection: AbstractConnection) -> None:
         """Note what is missing. On a publishing connection this waits for the end of an alarm."""
         self._missing = await _find_missing(connection, self._topology)
+        self._metrics.missing.set(len(self._missing))
         self._looked_at = time.monotonic()
 
     async def _consume_session(

@@ -82,6 +82,7 @@ async def test_a_failed_delivery_is_repeated_under_the_same_id(tmp_path: Path) -
             await until(lambda: len(receiver.taken) == 2)
         assert receiver.ids == [event.id, event.id]
         assert delivered(house, "billing", "retryable") == delivered(house, "billing", "delivered") == 1
+        assert failing_since(house, "billing") == 0
         assert house.count("wavekeep_test_message_failures_total", reason="destination_failed") == 1
 
 
@@ -110,14 +111,19 @@ async def test_deliveries_end_after_the_time_that_was_set(tmp_path: Path) -> Non
             async with house.running(service):
                 event = await house.publish(rejected())
                 await until(lambda: retried(house, "billing") == 1)
+                since = failing_since(house, "billing")
                 house.clock.ahead += timedelta(minutes=30)
                 await until(lambda: retried(house, "billing") == 2)
+                assert failing_since(house, "billing") == since
                 assert await house.parked(f"{NOTIFIER}.parked") == []
                 house.clock.ahead += timedelta(minutes=31)
                 await eventually(lambda: has_parked(house, Reason.DESTINATION_REFUSED))
         (kept,) = await house.parked(f"{NOTIFIER}.parked")
         assert (kept.event_id, kept.queue, kept.attempts) == (event.id, destination_queue("billing"), 2)
+        assert kept.first_seen is not None
+        assert kept.first_seen.timestamp() == pytest.approx(since)
         assert house.count("wavekeep_notifier_deliveries_given_up_total", destination="billing") == 1
+        assert failing_since(house, "billing") == 0
         assert [line["destination"] for line in lines if line["event"] == "delivery.given_up"] == ["billing"]
         assert len(receiver.taken) == 3
 
@@ -191,6 +197,11 @@ def retried(house: EmbeddedHouse, destination: str) -> float:
 def delivered(house: EmbeddedHouse, destination: str, outcome: str) -> float:
     """Return how many deliveries went so."""
     return house.count("wavekeep_notifier_deliveries_total", destination=destination, outcome=outcome)
+
+
+def failing_since(house: EmbeddedHouse, destination: str) -> float:
+    """Return since when a destination takes nothing, in Unix seconds."""
+    return house.count("wavekeep_notifier_failing_since_timestamp_seconds", destination=destination)
 
 
 async def has_parked(house: EmbeddedHouse, reason: Reason) -> bool:

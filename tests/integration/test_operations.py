@@ -81,6 +81,18 @@ async def test_metrics(accept: str, content_type: str) -> None:
         assert ("wavekeep_tests_things_total", 3.0) in [(sample.name, sample.value) for sample in samples]
 
 
+async def test_readiness_is_measured_as_it_is_answered() -> None:
+    """Who watches the metric is told what /readyz would answer at that moment."""
+    checks = {"running": True, "broker": False}
+    async with asking(checks) as session:
+        found = []
+        for checks["broker"] in (False, True, False):
+            async with session.get("/metrics") as answer:
+                lines = (await answer.text()).splitlines()
+            found += [line for line in lines if line.startswith("wavekeep_tests_ready ")]
+    assert found == ["wavekeep_tests_ready 0.0", "wavekeep_tests_ready 1.0", "wavekeep_tests_ready 0.0"]
+
+
 async def test_version() -> None:
     """The version is told with the service's name."""
     async with asking({}) as session, session.get("/version") as answer:

@@ -9,14 +9,17 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import aio_pika
 import pytest
+from prometheus_client import CollectorRegistry
 
 from shared.errors import BrokerError, NotRoutableError, Reason, RetryableError, StartError
 from shared.messaging.port import Broker
 from shared.messaging.rabbitmq import apply_topology, find_missing
+from shared.metrics import MessagingMetrics
 from simulator.rabbitmq_node import RabbitNode, private_node
 from simulator.rabbitmq_server import GIVEN_URL
 from tests.contract.brokers import (
@@ -222,6 +225,24 @@ async def test_other_arguments_are_refused_in_words(driver: RabbitDriver) -> Non
         await apply_topology(driver.url, replace(driver.topology, queues=(other, *driver.topology.queues[1:])))
     assert await apply_topology(driver.url, driver.topology) == frozenset()
     assert await find_missing(driver.url, driver.topology) == frozenset()
+
+
+async def test_missing_queues_are_counted_until_they_are_there(driver: RabbitDriver) -> None:
+    """The alarm's gauge follows an administrator who deletes required queues, and one who applies the topology."""
+    await apply_topology(driver.url, driver.topology)
+    registry = CollectorRegistry()
+
+    def told(missing: int) -> bool:
+        return registry.get_sample_value("wavekeep_test_queues_missing") == missing
+
+    async with started(driver.broker(declare=False, metrics=MessagingMetrics(registry, "test"))):
+        for change, missing in (
+            (driver.delete_queue(driver.name("downloader")), 1),
+            (driver.delete_queue(driver.name("notifier")), 2),
+            (apply_topology(driver.url, driver.topology), 0),
+        ):
+            await change
+            await until(partial(told, missing))
 
 
 async def test_without_the_right_to_configure_it_waits_for_the_topology(node: RabbitNode, driver: RabbitDriver) -> None:
