@@ -26,12 +26,14 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "notifier": NotifierSettings,
 }
 OURS = (*SETTINGS, "simulator")
+OTHERS = ("rabbitmq", "prometheus")
 
 
-def test_the_services_are_there_and_the_simulator_only_on_demand() -> None:
-    """A plain `docker compose up` runs the product and no vendor that is not one."""
-    assert set(SERVICES) == {"rabbitmq", *OURS}
-    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["simulator"]
+def test_the_services_are_there_and_what_is_beside_them_only_on_demand() -> None:
+    """A plain `docker compose up` runs the product, and neither a vendor that is not one nor a second Prometheus."""
+    assert set(SERVICES) == {*OTHERS, *OURS}
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"prometheus": ["monitoring"], "simulator": ["simulator"]}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -47,7 +49,7 @@ def test_a_service_has_the_least_it_needs(name: str) -> None:
     assert "privileged" not in service
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", *OURS])
+@pytest.mark.parametrize("name", [*OTHERS, *OURS])
 def test_nothing_of_the_host_is_lent(name: str) -> None:
     """No service sees the host's processes, network, devices or engine; what is mounted from it is read-only."""
     service = SERVICES[name]
@@ -63,7 +65,7 @@ def test_nothing_of_the_host_is_lent(name: str) -> None:
         assert all("size=" in mount for mount in service["tmpfs"])
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", *OURS])
+@pytest.mark.parametrize("name", [*OTHERS, *OURS])
 def test_no_health_check_needs_a_shell(name: str) -> None:
     """A check is a program and its arguments, so that an image without a shell is watched too."""
     told = SERVICES[name]["healthcheck"].get("test") or json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
@@ -72,7 +74,7 @@ def test_no_health_check_needs_a_shell(name: str) -> None:
     assert not {"sh", "bash", "/bin/sh"} & set(told)
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", *OURS])
+@pytest.mark.parametrize("name", [*OTHERS, *OURS])
 def test_every_service_is_watched(name: str) -> None:
     """A process that hangs is seen: each has a health check, its own or the image's."""
     check = SERVICES[name]["healthcheck"]
@@ -124,6 +126,7 @@ def test_images_are_pinned_and_the_broker_is_the_tested_one() -> None:
     assert arguments[1:] == ["LOCK=run"]
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {SERVICES[name]["image"] for name in OURS} == {f"wavekeep:{version}"}
+    assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", SERVICES["prometheus"]["image"])
 
 
 def test_data_outlive_their_containers() -> None:
@@ -132,7 +135,8 @@ def test_data_outlive_their_containers() -> None:
         assert f"{name}-data:/data" in SERVICES[name]["volumes"]
         assert SERVICES[name]["environment"][f"{PREFIX}DATA_DIR"] == "/data"
     assert "rabbitmq-data:/var/lib/rabbitmq" in SERVICES["rabbitmq"]["volumes"]
-    assert set(COMPOSE["volumes"]) == {"rabbitmq-data", *(f"{name}-data" for name in SETTINGS)}
+    assert "prometheus-data:/prometheus" in SERVICES["prometheus"]["volumes"]
+    assert set(COMPOSE["volumes"]) == {f"{name}-data" for name in (*OTHERS, *SETTINGS)}
 
 
 def test_a_stopped_service_has_the_time_it_was_promised() -> None:
@@ -150,6 +154,20 @@ def test_the_broker_retries_dead_letters_as_tests_do() -> None:
     assert "./deploy/rabbitmq/advanced.config:/etc/rabbitmq/advanced.config:ro" in mounted
     assert "./deploy/rabbitmq/enabled_plugins:/etc/rabbitmq/enabled_plugins:ro" in mounted
     assert "rabbitmq_prometheus" in (ROOT / "deploy/rabbitmq/enabled_plugins").read_text()
+
+
+def test_prometheus_scrapes_what_it_can_reach_by_the_rules_beside_it() -> None:
+    """Each target is a service on its network, under a port that is open there; the rules are where its file says."""
+    service = SERVICES["prometheus"]
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    targets = [target for job in config["scrape_configs"] for target in job["static_configs"][0]["targets"]]
+    for name, port in (target.split(":") for target in targets):
+        assert set(service["networks"]) & set(SERVICES[name]["networks"])
+        assert port in SERVICES[name].get("expose", ["15692"])
+    for file in ("prometheus.yml", *config["rule_files"]):
+        assert f"./deploy/prometheus/{file}:/etc/prometheus/{file}:ro" in service["volumes"]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_mounted_files_exist() -> None:
