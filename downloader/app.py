@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from downloader.custody import Custody
 from downloader.expiry import Expiring
-from downloader.fairness import Places
+from downloader.fairness import LONGEST_PATIENCE_S, Bounds, Places
 from downloader.fence import Fence, Opening
 from downloader.fetch import Fetcher, Limits
 from downloader.housekeeping import EVERY_S, Housekeeping
@@ -71,8 +71,8 @@ class Downloader:
         self._broker = broker
         self._openings = (*settings.openings, *openings)
         self._metrics = DownloaderMetrics(registry)
-        at_once = settings.download_concurrency + settings.download_urgent_concurrency
-        self._executor = ThreadPoolExecutor(at_once + 2, thread_name_prefix="downloader")
+        in_hand = settings.in_hand + settings.urgent_in_hand
+        self._executor = ThreadPoolExecutor(in_hand + 2, thread_name_prefix="downloader")
         self._storage = storage or build_storage(settings, executor=self._executor)
         folder = settings.storage_folder if settings.object_store is None else None
         self._space = Space(
@@ -105,10 +105,14 @@ class Downloader:
                 attempt_timeout_s=settings.download_attempt_timeout_s,
             ),
             places=Places(
-                per_host=settings.places_per_host,
+                {
+                    "normal": Bounds(settings.places_per_vendor, settings.places_per_host),
+                    "urgent": Bounds(settings.download_urgent_concurrency, settings.urgent_places_per_host),
+                },
                 large=settings.places_for_large,
                 large_bytes=settings.download_large_bytes,
                 metrics=self._metrics,
+                longest_patience_s=min(LONGEST_PATIENCE_S, settings.download_attempt_timeout_s / 10),
             ),
             staging=self._staging,
             storage=self._storage,
@@ -128,8 +132,8 @@ class Downloader:
                 lane=self._custody.lane,
             )
             for queue, concurrency in (
-                (DOWNLOADER, settings.download_concurrency),
-                (URGENT, settings.download_urgent_concurrency),
+                (DOWNLOADER, settings.in_hand),
+                (URGENT, settings.urgent_in_hand),
             )
         ]
         self._housekeeping = Housekeeping(

@@ -47,7 +47,7 @@ _DIGESTS_BELIEVED_FOR = 5
 
 _WAIT_FOR_COPY_S = 2.0
 _PUT_OFF_LONGER_AFTER = timedelta(minutes=10)
-_BUSY = frozenset({Reason.HOST_BUSY, Reason.LARGE_BUSY})
+_BUSY = frozenset({Reason.VENDOR_BUSY, Reason.HOST_BUSY, Reason.LARGE_BUSY})
 _NOT_THE_FILE = frozenset(
     {
         Reason.TASK_IN_HAND,
@@ -126,7 +126,8 @@ class Custody:
     def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure for this reason; None past the deadline.
 
-        The deadline ends the fetching of a file, not the telling of one that is stored.
+        The deadline ends the fetching of a file, not the telling of one that is stored, nor the waiting for a place,
+        since the last attempt is still to come.
         """
         try:
             _, report = _report(message)
@@ -135,11 +136,12 @@ class Custody:
         now = self._clock()
         if reason in _NOT_THE_FILE:
             return choose_step(message.attempts + 1, now=now, end=now + FOR_EVER)
-        failures = message.attempts + 1
+        failures, end = message.attempts + 1, report.deadline
         if reason in _BUSY:  # 30 s, and later on 2 min: whom thousands wait for is not asked about all of them at once
             failures = 2 if now - message.first_seen < _PUT_OFF_LONGER_AFTER else 3
+            end = end if now < end else now + FOR_EVER
         marks = (moment for _, moment in at_risk_marks(report.received_at, report.deadline))
-        return choose_step(failures, now=now, end=report.deadline, reason=reason, marks=marks)
+        return choose_step(failures, now=now, end=end, reason=reason, marks=marks)
 
     def lane(self, message: Message, after_s: float) -> str:
         """Name the queue that a report belongs in when it is looked at so many seconds from now."""
@@ -194,10 +196,11 @@ class Custody:
         lane = lane_of(message.queue)
         try:
             self._places.expect(_host(report), event.subject, lane)
-            found = await self._source.find(report, now=self._clock())
-            if isinstance(found, Lead):
-                async with self._places.take(host_of(found.url), event.subject, lane) as place:
-                    return await self._fetch_and_store(event, found, names, place, tries=message.attempts)
+            async with self._places.of_vendor(report.vendor, lane):
+                found = await self._source.find(report, now=self._clock())
+                if isinstance(found, Lead):
+                    async with self._places.take(report.vendor, host_of(found.url), event.subject, lane) as place:
+                        return await self._fetch_and_store(event, found, names, place, tries=message.attempts)
         except RetryableError as error:
             if isinstance(error, BusyError):
                 self._metrics.put_offs.labels(str(error.reason)).inc()

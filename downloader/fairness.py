@@ -1,20 +1,25 @@
-"""Fairness: who may download now, so that neither one host nor a few huge files hold every place.
+"""Fairness: who may download now, so that neither one vendor, nor one host, nor a few huge files hold every place.
 
-Responsible for: the places of one downloader, bounded for each host and for large files, and the queue that a report
-belongs in by the time that is left for it. Who finds no place is told so (`BusyError`) and put off; this must not know
-when it comes again, nor files, HTTP or brokers.
+Responsible for: the places of one downloader, bounded for each vendor, each host and for large files, and the queue
+that a report belongs in by the time that is left for it. Who finds no place is told so (`BusyError`) and put off; this
+must not know when it comes again, nor files, HTTP or brokers.
 
-A full host that gives back places is waited for a moment, because that keeps first tries in their order. One that has
-given back none for longer than that is not waited for at all: those who would wait hold the places of others.
+A full vendor or host that gives back places is waited for, because that keeps first tries in their order. One that has
+given back none for longer than its downloads take is not waited for at all: those who would wait hold the places of
+others.
 
-In the urgent lane nothing is bounded: it has few places, and nobody else's.
+Each lane has bounds and places of its own; in the urgent one large files are not bounded.
+
+Why so: `docs/adr/0010-lanes-and-places.md`, `docs/adr/0013-one-place-beyond.md`.
 """
 
 import asyncio
 import math
 import threading
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 from weakref import WeakValueDictionary
@@ -23,13 +28,23 @@ from downloader.fetch import Head, Held, Sink
 from downloader.metrics import DownloaderMetrics
 from shared.errors import BusyError, Reason
 from shared.messaging.topology import DOWNLOADER, URGENT
+from shared.vendors import Vendor
 
 Lane = Literal["normal", "urgent"]
 
 URGENT_FROM_PERCENT: Final = 80
 """Of the time to the deadline; also an at-risk mark, before which an attempt is always made."""
 
-PATIENCE_S: Final = 2.0
+HOST_PATIENCE_S: Final = 2.0
+VENDOR_PATIENCE_S: Final = 5.0
+"""How long one that does not move is waited for while it is not known how long its downloads take: longer for a vendor,
+since it costs every one of its reports its turn to pass it by."""
+
+LONGEST_PATIENCE_S: Final = 30.0
+"""However long its downloads take: a vendor or host that begins to hang holds up others for so long."""
+
+_PACE_OF: Final = 8
+"""The latest downloads by which the pace of a vendor or host is known."""
 
 _MOST_REMEMBERED: Final = 10_000
 
@@ -45,30 +60,59 @@ def lane_of(queue: str) -> Lane:
     return "urgent" if queue == URGENT else "normal"
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The bounds of one lane.
+
+    Attributes:
+        per_vendor: reports of one vendor that are worked on at once.
+        per_host: downloads from one host at once.
+    """
+
+    per_vendor: int
+    per_host: int
+
+
 class Places:
     """The places of one downloader.
 
     Args:
-        per_host: downloads from one host at once, in the normal lane.
+        bounds: of each lane.
         large: downloads of large files at once, in the normal lane.
         large_bytes: above this a file is large.
-        patience_s: how long to wait for a host that moves.
+        host_patience_s: how long to wait for a host that does not move, while its pace is not known.
+        vendor_patience_s: the same for a vendor.
+        longest_patience_s: whatever the pace is.
     """
 
     def __init__(
         self,
+        bounds: Mapping[Lane, Bounds],
         *,
-        per_host: int,
         large: int,
         large_bytes: int,
         metrics: DownloaderMetrics,
-        patience_s: float = PATIENCE_S,
+        host_patience_s: float = HOST_PATIENCE_S,
+        vendor_patience_s: float = VENDOR_PATIENCE_S,
+        longest_patience_s: float = LONGEST_PATIENCE_S,
     ) -> None:
-        self._per_host = per_host
+        self._bounds = bounds
         self._large = _LargeFiles(large, large_bytes)
         self._metrics = metrics
-        self._patience_s = patience_s
-        self._hosts: WeakValueDictionary[str, _Host] = WeakValueDictionary()
+        self._host_patience_s = host_patience_s
+        self._longest_patience_s = longest_patience_s
+        self._vendors = {
+            (lane, vendor): _Room(
+                bound.per_vendor,
+                Reason.VENDOR_BUSY,
+                f"as many reports of {vendor} as may be are worked on already",
+                patience_s=vendor_patience_s,
+                longest_patience_s=longest_patience_s,
+            )
+            for lane, bound in bounds.items()
+            for vendor in Vendor
+        }
+        self._hosts: WeakValueDictionary[tuple[Lane, str], _Room] = WeakValueDictionary()
 
     def expect(self, host: str, task: str, lane: Lane) -> None:
         """Return unless it is known that there would be no place: before anybody is asked for anything.
@@ -76,16 +120,24 @@ class Places:
         Raises:
             BusyError: put it off.
         """
-        if lane == "urgent":
-            return
-        if (room := self._hosts.get(host)) is not None and room.stuck:
-            raise _host_busy(host)
-        if self._large.is_full_for(task):
+        if (room := self._hosts.get((lane, host))) is not None and room.stuck:
+            raise room.busy
+        if lane == "normal" and self._large.is_full_for(task):
             raise _large_busy()
 
     @asynccontextmanager
-    async def take(self, host: str, task: str, lane: Lane) -> AsyncGenerator["Place", None]:
-        """Hold a place for a download while the context lasts.
+    async def of_vendor(self, vendor: Vendor, lane: Lane) -> AsyncGenerator[None, None]:
+        """Hold one of a vendor's places while the context lasts: to ask it, and to download.
+
+        Raises:
+            BusyError: put it off.
+        """
+        async with self._vendors[lane, vendor].place():
+            yield
+
+    @asynccontextmanager
+    async def take(self, vendor: Vendor, host: str, task: str, lane: Lane) -> AsyncGenerator["Place", None]:
+        """Hold a place for a download while the context lasts, within a place of its vendor.
 
         Args:
             host: of the link that is followed.
@@ -94,22 +146,27 @@ class Places:
         Raises:
             BusyError: put it off.
         """
-        taken = self._metrics.places.labels(lane).track_inprogress
-        if lane == "urgent":
-            with taken():
-                yield Place(None, task)
-            return
-        room = self._hosts.get(host) or _Host(self._per_host, self._patience_s)
-        self._hosts[host] = room
-        if not await room.enter():
-            raise _host_busy(host)
-        place = Place(self._large, task)
-        try:
-            with taken():
-                yield place
-        finally:
-            self._large.leave(place)
-            room.leave()
+        room = self._hosts.get((lane, host)) or self._room_for(host, lane)
+        self._hosts[lane, host] = room
+        async with room.place():
+            place = Place(self._large if lane == "normal" else None, task)
+            began = _now()
+            try:
+                with self._metrics.places.labels(lane).track_inprogress():
+                    yield place
+            finally:
+                self._large.leave(place)
+            for of_its_pace in (room, self._vendors[lane, vendor]):  # how long a failure took says nothing
+                of_its_pace.took(_now() - began)
+
+    def _room_for(self, host: str, lane: Lane) -> "_Room":
+        return _Room(
+            self._bounds[lane].per_host,
+            Reason.HOST_BUSY,
+            f"as much as may be is fetched from {host} already",
+            patience_s=self._host_patience_s,
+            longest_patience_s=self._longest_patience_s,
+        )
 
 
 class Place:
@@ -153,38 +210,65 @@ class _Watched:
         self._sink.write(block)
 
 
-class _Host:
-    """The places for one host; first come, first served."""
+class _Room:
+    """The places for one vendor or host; first come, first served.
 
-    def __init__(self, places: int, patience_s: float) -> None:
+    Args:
+        reason, detail: what tells that there is none.
+        patience_s: how long to wait while nothing moves and the pace is not known.
+        longest_patience_s: and how long at most where it is.
+    """
+
+    def __init__(
+        self, places: int, reason: Reason, detail: str, *, patience_s: float, longest_patience_s: float
+    ) -> None:
         self._free = asyncio.Semaphore(places)
+        self._reason = reason
+        self._detail = detail
         self._patience_s = patience_s
+        self._longest_patience_s = longest_patience_s
+        self._took_s: deque[float] = deque(maxlen=_PACE_OF)
         self._moved_at = -math.inf
 
     @property
-    def stuck(self) -> bool:
-        """Whether it is full, and no place was taken or given back of late."""
-        return self._free.locked() and asyncio.get_running_loop().time() - self._moved_at >= self._patience_s
+    def busy(self) -> BusyError:
+        """What to raise where there is no place."""
+        return BusyError(self._reason, self._detail)
 
-    async def enter(self) -> bool:
-        """Take a place; False where there is none, and none came free within a moment."""
+    @property
+    def stuck(self) -> bool:
+        """Whether it is full, and no place was taken or given back for longer than its downloads take."""
+        return self._free.locked() and _now() - self._moved_at >= self._waited_for_s
+
+    @asynccontextmanager
+    async def place(self) -> AsyncGenerator[None, None]:
+        """Hold a place while the context lasts.
+
+        Raises:
+            BusyError: there is none, and none came free in time.
+        """
         if self.stuck:
-            return False
+            raise self.busy
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._waited_for_s):
                 await self._free.acquire()
         except TimeoutError:
-            return False
-        self._moved()
-        return True
+            raise self.busy from None
+        self._moved_at = _now()
+        try:
+            yield
+        finally:
+            self._free.release()
+            self._moved_at = _now()
 
-    def leave(self) -> None:
-        """Give a place back."""
-        self._free.release()
-        self._moved()
+    def took(self, duration_s: float) -> None:
+        """Note how long a download took that ended well."""
+        self._took_s.append(duration_s)
 
-    def _moved(self) -> None:
-        self._moved_at = asyncio.get_running_loop().time()
+    @property
+    def _waited_for_s(self) -> float:
+        """Within the time that its downloads take, every place of one that moves is given back once."""
+        return max(self._patience_s, min(max(self._took_s, default=0.0), self._longest_patience_s))
 
 
 class _LargeFiles:
@@ -218,8 +302,8 @@ class _LargeFiles:
             self._taken.discard(place)
 
 
-def _host_busy(host: str) -> BusyError:
-    return BusyError(Reason.HOST_BUSY, f"as much as may be is fetched from {host} already")
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _large_busy() -> BusyError:

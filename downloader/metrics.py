@@ -19,7 +19,7 @@ from shared.vendors import Vendor
 
 ATTEMPT_OUTCOMES = ("stored", "lost_race", "put_off", "failed")
 LANES = ("normal", "urgent")
-PUT_OFFS = (Reason.HOST_BUSY, Reason.LARGE_BUSY)
+PUT_OFFS = (Reason.VENDOR_BUSY, Reason.HOST_BUSY, Reason.LARGE_BUSY)
 CLAIMS = ("succeeded", "failed")
 CONFIRMATIONS = ("confirmed", "differs", "unconfirmed_fetched", "waited")
 

@@ -88,12 +88,21 @@ class DownloaderSettings(ServiceSettings):
     retention_max_bytes: int | None = Field(
         default=None, gt=0, description="Bytes of audio and pictures beyond which the oldest files go."
     )
-    download_concurrency: int = Field(default=4, ge=1, le=256, description="Downloads at once.")
+    download_concurrency: int = Field(
+        default=4, ge=1, le=256, description="Downloads at once; one more where they are of several vendors."
+    )
     download_urgent_concurrency: int = Field(
-        default=2,
+        default=3,
         ge=1,
         le=256,
-        description="Downloads at once, besides, of what is past 80 % of its time: the reserved places.",
+        description="Downloads at once, besides, of what is past 80 % of its time: the reserved places, all but one of"
+        " them for one host; one more where they are of several vendors.",
+    )
+    download_per_vendor: int | None = Field(
+        default=None,
+        ge=1,
+        description="Reports of one vendor worked on at once. Default: as many as `WAVEKEEP_DOWNLOAD_CONCURRENCY`: one"
+        " vendor alone has them all.",
     )
     download_per_host: int | None = Field(
         default=None,
@@ -205,6 +214,11 @@ class DownloaderSettings(ServiceSettings):
                 f"{PREFIX}DOWNLOAD_PER_HOST must not be above {PREFIX}DOWNLOAD_CONCURRENCY"
                 f" ({self.download_concurrency}): more downloads than that there are never at once."
             )
+        if self.places_per_vendor > self.download_concurrency:
+            raise ValueError(
+                f"{PREFIX}DOWNLOAD_PER_VENDOR must not be above {PREFIX}DOWNLOAD_CONCURRENCY"
+                f" ({self.download_concurrency}): no place would be left to another vendor."
+            )
         return self
 
     @model_validator(mode="after")
@@ -247,6 +261,26 @@ class DownloaderSettings(ServiceSettings):
     def places_per_host(self) -> int:
         """Downloads at once from one host: as set, or one less than there are."""
         return self.download_per_host or max(self.download_concurrency - 1, 1)
+
+    @property
+    def places_per_vendor(self) -> int:
+        """Reports of one vendor worked on at once: as set, or all that there are."""
+        return self.download_per_vendor or self.download_concurrency
+
+    @property
+    def in_hand(self) -> int:
+        """Reports in hand at once in the normal lane: one vendor never has them all."""
+        return max(self.download_concurrency, self.places_per_vendor + 1)
+
+    @property
+    def urgent_places_per_host(self) -> int:
+        """Downloads at once from one host in the urgent lane."""
+        return max(self.download_urgent_concurrency - 1, 1)
+
+    @property
+    def urgent_in_hand(self) -> int:
+        """Reports in hand at once in the urgent lane: one vendor never has them all."""
+        return self.download_urgent_concurrency + 1
 
     @property
     def places_for_large(self) -> int:

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     STORAGE_FAILED = "storage_failed"
     STORED_FILE_DIFFERS = "stored_file_differs"
     # our own places (uncounted)
+    VENDOR_BUSY = "vendor_busy"
     HOST_BUSY = "host_busy"
     LARGE_BUSY = "large_busy"
     # messaging

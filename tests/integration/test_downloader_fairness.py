@@ -1,11 +1,11 @@
-"""Fairness over real sockets: neither huge files, nor a host that drips, nor full places hold up those who could go on.
+"""Fairness over real sockets: neither huge files, nor a host or vendor that drips, hold up those who could go on.
 
 One machine, several hosts: 127.0.0.1, 127.0.0.2, … are all loopback.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from aiohttp import web
 
 from downloader.app import Downloader
 from downloader.settings import DownloaderSettings
+from shared import events
 from shared.errors import Reason
 from shared.events import ConversionAtRisk, ConversionRejected, ConversionStored, Event, ReportSucceeded
-from shared.messaging.topology import DOWNLOADER, NOTIFIER, URGENT
+from shared.messaging.topology import DOWNLOADER, NOTIFIER, URGENT, private_exchange
 from shared.operations import serving
 from shared.vendors import Vendor
 from simulator.wavs import wav
@@ -25,6 +26,7 @@ from tests.integration.embedded_house import EmbeddedHouse, embedded_house, unti
 
 LARGE = 200_000
 FAST, SLOW, OTHER_SLOW = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+TEN_SLOW = [f"127.0.1.{number}" for number in range(1, 11)]
 SMALL_FILE = b"".join(wav(duration_s=0.1).blocks())
 HUGE_FILE = b"".join(wav(duration_s=3.0).blocks())
 assert len(SMALL_FILE) < LARGE < len(HUGE_FILE)
@@ -102,21 +104,38 @@ def downloader(house: EmbeddedHouse, **settings: Any) -> Downloader:
     )
 
 
-async def publish(house: EmbeddedHouse, server: Server, host: str, name: str, *, age: timedelta = timedelta()) -> None:
-    """Report a file, first received a while ago."""
+def report(
+    house: EmbeddedHouse,
+    server: Server,
+    host: str,
+    name: str,
+    *,
+    vendor: Vendor = Vendor.APIBOX,
+    age: timedelta = timedelta(),
+) -> ReportSucceeded:
+    """Return the report of a file, first received a while ago."""
     received_at = house.clock() - age
-    await house.publish(
-        ReportSucceeded(
-            vendor=Vendor.APIBOX,
-            task_id=name,
-            url=server.url(host, name),
-            code=200,
-            message="success",
-            received_at=received_at,
-            deadline=received_at + timedelta(days=15),
-            trust=("token",),
-        )
+    return ReportSucceeded(
+        vendor=vendor,
+        task_id=name,
+        url=server.url(host, name),
+        code=200,
+        message="success",
+        received_at=received_at,
+        deadline=received_at + timedelta(days=15),
+        trust=("token",),
     )
+
+
+async def publish(house: EmbeddedHouse, server: Server, host: str, name: str, **rest: Any) -> None:
+    """Report a file."""
+    await house.publish(report(house, server, host, name, **rest))
+
+
+async def publish_urgent(house: EmbeddedHouse, server: Server, host: str, name: str, **rest: Any) -> None:
+    """Report a file into the urgent lane, as if it had been put off into it."""
+    event = events.make(report(house, server, host, name, **rest), time=house.clock())
+    await house.broker.publish(private_exchange(DOWNLOADER), URGENT, events.encode(event), event_id=event.id)
 
 
 def stored(heard: list[Event], beginning: str) -> list[str]:
@@ -128,6 +147,20 @@ def stored(heard: list[Event], beginning: str) -> list[str]:
 def outcomes(house: EmbeddedHouse, outcome: str, queue: str = DOWNLOADER) -> float:
     """Return how many messages of a queue ended so."""
     return house.count("wavekeep_test_messages_total", queue=queue, outcome=outcome)
+
+
+async def ahead_until(house: EmbeddedHouse, condition: Callable[[], bool]) -> None:
+    """Let the longest time of being put off pass by, again and again, until the condition holds."""
+
+    def handled() -> float:
+        return sum(
+            outcomes(house, outcome, queue) for outcome in ("acked", "put_off") for queue in (DOWNLOADER, URGENT)
+        )
+
+    while not condition():
+        before = handled()
+        house.clock.ahead += timedelta(seconds=121)
+        await until(lambda: condition() or handled() > before)  # noqa: B023 - awaited before it changes
 
 
 async def test_a_few_huge_slow_files_do_not_starve_many_small_ones(house: EmbeddedHouse, server: Server) -> None:
@@ -157,14 +190,79 @@ async def test_a_host_that_drips_does_not_starve_another_vendor(house: EmbeddedH
         assert server.begun == 3, "all places but one"
         assert len(server.asked) == 4, "who is put off asks for nothing"
         server.go_on.set()
-        for _ in range(10):
-            house.clock.ahead += timedelta(seconds=121)
-            if len(stored(heard, "drip")) == 200:
-                break
-            put_off = outcomes(house, "put_off")
-            await until(lambda: len(stored(heard, "drip")) == 200 or outcomes(house, "put_off") > put_off)  # noqa: B023
-        await until(lambda: len(stored(heard, "drip")) == 200)
+        await ahead_until(house, lambda: len(stored(heard, "drip")) == 200)
     assert not [event for event in heard if isinstance(event.data, ConversionRejected)]
+
+
+async def test_a_vendor_whose_hosts_all_drip_does_not_starve_another_one(house: EmbeddedHouse, server: Server) -> None:
+    """200 reports of one vendor, on ten hosts that hang, are ahead of ten of one that was never heard of before."""
+    async with house.hearing(NOTIFIER) as heard, house.running(downloader(house)):
+        for number in range(200):
+            await publish(house, server, TEN_SLOW[number % 10], f"drip-{number}")
+        for number in range(10):
+            await publish(house, server, FAST, f"other-{number}", vendor=Vendor.KIE)
+        await until(lambda: len(stored(heard, "other")) == 10)
+        assert server.begun == 4, "one vendor alone has as many places as there are downloads at once"
+        assert len(server.asked) == 14, "who is put off asks for nothing"
+        assert house.count("wavekeep_downloader_put_offs_total", reason="vendor_busy") >= 190
+        server.go_on.set()
+        await ahead_until(house, lambda: len(stored(heard, "drip")) == 200)
+    assert not [event for event in heard if isinstance(event.data, ConversionRejected)]
+    assert house.count("wavekeep_test_message_failures_total", reason="vendor_busy") == 0
+
+
+async def test_one_vendor_alone_loses_nothing_by_its_bound(house: EmbeddedHouse, server: Server) -> None:
+    """It has every download there is, goes on in order as places come free, and none of its reports is put off."""
+    async with house.hearing(NOTIFIER) as heard, house.running(downloader(house)):
+        for number in range(6):
+            await publish(house, server, TEN_SLOW[number], f"drip-{number}")
+        await until(lambda: server.begun == 4)
+        server.go_on.set()
+        for number in range(60):
+            await publish(house, server, TEN_SLOW[number % 10], f"small-{number}")
+        await until(lambda: len(stored(heard, "")) == 66)
+    assert outcomes(house, "put_off") == 0
+    asked = [int(name.removeprefix("small-")) for name in server.asked if name.startswith("small")]
+    assert all(abs(number - place) <= 5 for place, number in enumerate(asked)), asked
+
+
+async def test_in_the_urgent_lane_a_host_that_hangs_holds_up_no_other_one(house: EmbeddedHouse, server: Server) -> None:
+    """One host has all urgent places but one, however many of its reports are there; and none of them is given up."""
+    late = timedelta(days=13)
+    async with house.hearing(NOTIFIER) as heard, house.running(downloader(house)):
+        for number in range(20):
+            await publish_urgent(house, server, SLOW, f"drip-{number}", age=late)
+        for number in range(20):
+            await publish_urgent(house, server, SLOW, f"drip-last-{number}", age=timedelta(days=16))
+        for number in range(5):
+            await publish_urgent(house, server, FAST, f"other-{number}", age=late)
+        await until(lambda: len(stored(heard, "other")) == 5)
+        assert server.begun == 2, "all places but one"
+        assert len(server.asked) == 7, "who is put off asks for nothing"
+        await until(lambda: outcomes(house, "put_off", URGENT) >= 38)
+        server.go_on.set()
+        await ahead_until(house, lambda: len(stored(heard, "drip")) == 40)
+    assert outcomes(house, "acked", URGENT) == 45
+    assert not [event for event in heard if isinstance(event.data, ConversionRejected)]
+    warned = {
+        event.data.task_id
+        for event in heard
+        if isinstance(event.data, ConversionAtRisk) and event.data.threshold_percent == 80
+    }
+    assert len(warned) == 38, "who waits at a mark is told all the same"
+
+
+async def test_with_one_urgent_place_another_vendor_s_is_not_held_up(house: EmbeddedHouse, server: Server) -> None:
+    """There is one place beyond those that one vendor can have, however few those are; in the normal lane too."""
+    settings = {"download_concurrency": 1, "download_urgent_concurrency": 1}
+    async with house.hearing(NOTIFIER) as heard, house.running(downloader(house, **settings)):
+        for number in range(3):
+            await publish(house, server, SLOW, f"drip-{number}")
+            await publish_urgent(house, server, SLOW, f"drip-late-{number}", age=timedelta(days=13))
+        await publish(house, server, FAST, "other", vendor=Vendor.KIE)
+        await publish_urgent(house, server, FAST, "other-late", age=timedelta(days=13), vendor=Vendor.KIE)
+        await until(lambda: len(stored(heard, "other")) == 2)
+        assert server.begun == 2
 
 
 async def test_what_has_little_time_left_needs_no_normal_place(house: EmbeddedHouse, server: Server) -> None:

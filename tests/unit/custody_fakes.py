@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from downloader.confirmation import Confirm
 from downloader.custody import Custody
-from downloader.fairness import Places
+from downloader.fairness import Bounds, Places
 from downloader.fetch import Fetched, Head, Sink
 from downloader.inspection import Inspector, NoInspector
 from downloader.links import Links
@@ -219,7 +219,10 @@ class House:
             source=Links(
                 source or self.source, self.vendors, confirm=self.confirm, metrics=metrics, attempt_timeout_s=60.0
             ),
-            places=self.places or Places(per_host=8, large=8, large_bytes=1_000_000_000, metrics=metrics),
+            places=self.places
+            or Places(
+                {"normal": Bounds(8, 8), "urgent": Bounds(8, 8)}, large=8, large_bytes=1_000_000_000, metrics=metrics
+            ),
             staging=Staging(self._staging_folder, executor=self._executor),
             storage=self.storage,
             inspector=self.inspector,

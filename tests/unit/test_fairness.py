@@ -1,26 +1,20 @@
-"""Fairness: the bounds of hosts and of large files, who is waited for and who is not, and the urgent lane."""
+"""Fairness: the bounds of vendors, hosts and large files, who is waited for and who is not, and the urgent lane."""
 
 import asyncio
-import dataclasses
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from contextlib import AsyncExitStack
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from downloader.fairness import Place, Places, queue_for
+from downloader.fairness import queue_for
 from downloader.fetch import Head
-from downloader.metrics import LANES, DownloaderMetrics
+from downloader.metrics import LANES
 from shared.errors import BusyError, Reason
-from shared.events import ConversionAtRisk
 from shared.messaging.topology import DOWNLOADER, URGENT
-from tests.unit.custody_fakes import DEADLINE, LINK, NOW, House, succeeded
-
-LARGE = 1_000
-HOST, OTHER_HOST = "cdn.example.com", "files.example.org"
+from shared.vendors import Vendor
+from tests.unit.custody_fakes import DEADLINE, LINK, NOW
+from tests.unit.places import HOST, LARGE, OTHER_HOST, build, hold
 
 
 class Gone:
@@ -42,12 +36,30 @@ class Gone:
         self.size_bytes += len(block)
 
 
-def build(
-    *, per_host: int = 2, large: int = 1, patience_s: float = 60.0, registry: CollectorRegistry | None = None
-) -> Places:
-    """Return places; whoever waits does so for long, unless told otherwise."""
-    metrics = DownloaderMetrics(registry or CollectorRegistry())
-    return Places(per_host=per_host, large=large, large_bytes=LARGE, metrics=metrics, patience_s=patience_s)
+class Time:
+    """The loop's clock, which stands still but for what a test lets pass by."""
+
+    def __init__(self) -> None:
+        self._seconds = 1_000.0
+
+    def __call__(self) -> float:
+        """Return seconds."""
+        return self._seconds
+
+    async def pass_by(self, seconds: float) -> None:
+        """Let everybody go as far as they can, time pass, and whoever waited for it go on."""
+        for passed in (0.0, seconds):
+            self._seconds += passed
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Time that passes when told so."""
+    time = Time()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", time)
+    return time
 
 
 def head(size_bytes: int | None, *, offset: int = 0) -> Head:
@@ -59,11 +71,6 @@ def head(size_bytes: int | None, *, offset: int = 0) -> Head:
 async def held() -> AsyncExitStack:
     """What is held until the end of a test."""
     return AsyncExitStack()
-
-
-async def hold(held: AsyncExitStack, places: Places, host: str = HOST, task: str = "") -> Place:
-    """Take a place of the normal lane until the stack is left."""
-    return await held.enter_async_context(places.take(host, task, "normal"))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +95,121 @@ async def test_one_host_has_no_more_places_than_its_bound(held: AsyncExitStack) 
         await hold(later, places)
 
 
+async def test_one_vendor_has_no_more_places_than_its_bound(held: AsyncExitStack) -> None:
+    """However many hosts its files are on: with its places taken a vendor is refused, and no other one is."""
+    places = build(per_vendor=2, patience_s=0.01)
+    async with held:
+        for number in range(2):
+            await hold(held, places, f"{number}.{HOST}")
+        with pytest.raises(BusyError) as caught:
+            await hold(held, places, OTHER_HOST)
+        await hold(held, places, OTHER_HOST, vendor=Vendor.KIE)
+        await hold(held, places, OTHER_HOST, lane="urgent")
+        assert (caught.value.reason, caught.value.counted) == (Reason.VENDOR_BUSY, False)
+    async with AsyncExitStack() as later:
+        await hold(later, places)
+
+
+async def test_who_waits_at_a_host_in_vain_keeps_no_place_of_its_vendor(held: AsyncExitStack) -> None:
+    """Refused by its host, a report gives back what it had of its vendor's places."""
+    places = build(per_vendor=2, per_host=1, patience_s=0.01)
+    async with held:
+        await hold(held, places)
+        with pytest.raises(BusyError) as caught:
+            await hold(held, places)
+        assert caught.value.reason is Reason.HOST_BUSY
+        await hold(held, places, OTHER_HOST)
+
+
+async def test_a_vendor_that_gives_back_places_is_waited_for_in_order() -> None:
+    """Who came first is served first, whatever host its file is on: so first tries keep their order."""
+    places, served = build(per_vendor=1), list[int]()
+    leave = asyncio.Event()
+
+    async def download(number: int) -> None:
+        async with AsyncExitStack() as held:
+            await hold(held, places, f"{number % 3}.{HOST}")
+            served.append(number)
+            await leave.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(7):
+            group.create_task(download(number))
+        await asyncio.sleep(0)
+        assert served == [0]
+        leave.set()
+    assert served == [0, 1, 2, 3, 4, 5, 6]
+
+
+async def test_a_vendor_that_does_not_move_is_not_waited_for_again(held: AsyncExitStack, time: Time) -> None:
+    """One waits a moment; from then on nobody does, until a place is given back."""
+    places, first = build(per_vendor=1, patience_s=5.0), AsyncExitStack()
+    await hold(first, places)
+    waiting = asyncio.create_task(hold(held, places, OTHER_HOST))
+    await time.pass_by(4.9)
+    assert not waiting.done()
+    await time.pass_by(0.2)
+    with pytest.raises(BusyError):
+        await waiting
+    for _ in range(100):
+        with pytest.raises(BusyError) as caught:
+            await hold(held, places, OTHER_HOST)
+        assert caught.value.reason is Reason.VENDOR_BUSY
+    await first.aclose()
+    async with held:
+        await hold(held, places, OTHER_HOST)
+
+
+@pytest.mark.parametrize("full", ["vendor", "host"])
+@pytest.mark.parametrize(("took_s", "waited_s"), [(0.5, 2.0), (12.0, 12.0), (90.0, 30.0)])
+async def test_who_is_slow_is_waited_for_as_long_as_it_takes(
+    held: AsyncExitStack, time: Time, full: str, took_s: float, waited_s: float
+) -> None:
+    """By its own pace, up to a bound: so a slow host, or a house with one vendor, keeps its order and loses no time."""
+    places = build(
+        per_vendor=2 if full == "vendor" else 9,
+        per_host=2 if full == "host" else 9,
+        patience_s=2.0,
+        longest_patience_s=30.0,
+    )
+    async with held:
+        await hold(held, places)
+        async with AsyncExitStack() as first:
+            await hold(first, places)
+            await time.pass_by(took_s)
+        await hold(held, places)
+        waiting = asyncio.create_task(hold(held, places))
+        await time.pass_by(waited_s - 0.1)
+        assert not waiting.done()
+        await time.pass_by(0.2)
+        with pytest.raises(BusyError):
+            await waiting
+
+
+async def test_how_long_a_failure_took_tells_no_pace(held: AsyncExitStack, time: Time) -> None:
+    """A host that hangs until it is cut off is not waited for the longer."""
+    places = build(patience_s=2.0)
+    async with held:
+        await hold(held, places)
+        with contextlib.suppress(ConnectionError):
+            async with AsyncExitStack() as first:
+                await hold(first, places)
+                await time.pass_by(30.0)
+                raise ConnectionError
+        await hold(held, places)
+        waiting = asyncio.create_task(hold(held, places))
+        await time.pass_by(2.1)
+        with pytest.raises(BusyError):
+            await waiting
+
+
 async def test_a_host_that_gives_back_places_is_waited_for_in_order() -> None:
     """Who came first is served first: first tries of a healthy host keep their order."""
     places, served = build(per_host=1), list[int]()
     leave = asyncio.Event()
 
     async def download(number: int) -> None:
-        async with places.take(HOST, str(number), "normal"):
+        async with places.of_vendor(Vendor.KIE, "normal"), places.take(Vendor.KIE, HOST, str(number), "normal"):
             served.append(number)
             await leave.wait()
 
@@ -140,15 +255,23 @@ async def test_who_stops_waiting_takes_no_place_along(held: AsyncExitStack) -> N
         await hold(held, places)
 
 
-async def test_the_urgent_lane_is_bounded_by_its_own_places_alone(held: AsyncExitStack) -> None:
-    """What has little time left is held up by no bound, and takes nothing from the normal lane."""
+async def test_the_urgent_lane_has_bounds_of_its_own(held: AsyncExitStack) -> None:
+    """One host that hangs holds not all of it; it takes nothing from the normal lane, and large files are as others."""
     registry = CollectorRegistry()
-    places = build(per_host=1, large=1, patience_s=0.0, registry=registry)
+    places = build(per_host=2, large=1, patience_s=0.0, registry=registry)
     async with held:
-        for number in range(3):
+        for number in range(2):
             places.expect(HOST, str(number), "urgent")
-            place = await held.enter_async_context(places.take(HOST, str(number), "urgent"))
+            place = await hold(held, places, task=str(number), lane="urgent")
             place.watch(Gone()).begin(head(LARGE + 1))
+        with pytest.raises(BusyError) as caught:
+            places.expect(HOST, "2", "urgent")
+        assert caught.value.reason is Reason.HOST_BUSY
+        with pytest.raises(BusyError):
+            await hold(held, places, lane="urgent")
+        places.expect(OTHER_HOST, "3", "urgent")
+        await hold(held, places, OTHER_HOST, lane="urgent")
+        places.expect(HOST, "normal", "normal")
         (await hold(held, places, task="normal")).watch(Gone()).begin(head(LARGE + 1))
         taken = {lane: registry.get_sample_value("wavekeep_downloader_places_taken", {"lane": lane}) for lane in LANES}
     assert taken == {"urgent": 3, "normal": 1}
@@ -195,74 +318,3 @@ async def test_a_file_of_unknown_size_counts_once_it_is_past_the_bound(held: Asy
         with pytest.raises(BusyError):
             (await hold(held, places, task="two")).watch(Gone()).begin(head(LARGE + 1))
     assert [sink.size_bytes for sink in sinks] == [LARGE // 2 * 3] * 2
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """Custody among fakes, with a key, and one place for each host that nobody waits for."""
-    with ThreadPoolExecutor(4) as executor:
-        house = House(tmp_path / "staging", executor)
-        house.places = build(per_host=1, patience_s=0.0)
-        yield house
-
-
-async def test_who_finds_no_place_asks_nobody(house: House, held: AsyncExitStack) -> None:
-    """A report that is put off costs neither the vendor a question nor the host a request; it is counted by reason."""
-    assert house.places is not None
-    async with held:
-        await hold(held, house.places)
-        with pytest.raises(BusyError):
-            await house.custody().handle(succeeded())
-    assert (house.vendors.asked, house.source.followed, house.publisher.told) == ([], [], [])
-    assert house.count("put_offs_total", reason="host_busy") == 1
-    await house.custody().handle(succeeded())
-    assert house.publisher.types == ["conversion.stored"]
-
-
-async def test_who_is_put_off_is_told_at_risk_all_the_same(house: House, held: AsyncExitStack) -> None:
-    """Waiting for a place ends no duty to warn; the attempts told are those that were made."""
-    assert house.places is not None
-    house.now = NOW + (DEADLINE - NOW) * 0.6
-    async with held:
-        await hold(held, house.places)
-        with pytest.raises(BusyError):
-            await house.custody().handle(succeeded())
-    (warning,) = [event.data for event in house.publisher.told]
-    assert isinstance(warning, ConversionAtRisk)
-    assert (warning.threshold_percent, warning.last_reason, warning.attempts) == (50, Reason.HOST_BUSY, 0)
-
-
-async def test_an_urgent_report_finds_a_place_at_a_full_host(house: House, held: AsyncExitStack) -> None:
-    """In the urgent lane a slow host holds nobody up."""
-    assert house.places is not None
-    async with held:
-        await hold(held, house.places)
-        await house.custody().handle(dataclasses.replace(succeeded(), queue=URGENT))
-    assert house.publisher.types == ["conversion.stored"]
-
-
-def test_being_put_off_is_short_and_ends_at_the_deadline(house: House) -> None:
-    """30 s at first, 2 min for who has waited for long, less before a mark; past the deadline it is over."""
-    custody, often = house.custody(), dataclasses.replace(succeeded(), attempts=9)
-
-    def step(*, waited: timedelta, now_before_end: timedelta = timedelta(days=14)) -> float | None:
-        house.now = DEADLINE - now_before_end
-        message = dataclasses.replace(often, first_seen=house.now - waited)
-        chosen = custody.next_step(message, Reason.LARGE_BUSY)
-        return chosen.seconds if chosen else None
-
-    assert step(waited=timedelta()) == 30
-    assert step(waited=timedelta(minutes=9)) == 30
-    assert step(waited=timedelta(minutes=10)) == 120
-    assert step(waited=timedelta(days=3)) == 120
-    assert step(waited=timedelta(days=3), now_before_end=timedelta(seconds=40)) == 30
-    assert step(waited=timedelta(days=3), now_before_end=timedelta()) is None
-
-
-def test_the_lane_is_that_of_the_moment_when_it_comes_back(house: House) -> None:
-    """A delay that ends past 80 % leads into the urgent queue; what is no report stays where it is."""
-    custody, urgent_from = house.custody(), NOW + (DEADLINE - NOW) * 0.8
-    house.now = urgent_from - timedelta(seconds=30)
-    assert custody.lane(succeeded(), 29.0) == DOWNLOADER
-    assert custody.lane(succeeded(), 30.0) == URGENT
-    assert custody.lane(dataclasses.replace(succeeded(), body=b"{", queue="any"), 30.0) == "any"

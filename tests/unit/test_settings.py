@@ -233,6 +233,23 @@ def test_places_for_one_host_are_among_all_of_them(environment: pytest.MonkeyPat
     assert "WAVEKEEP_DOWNLOAD_PER_HOST must not be above WAVEKEEP_DOWNLOAD_CONCURRENCY" in refused(DownloaderSettings)
 
 
+def test_one_vendor_never_has_all_that_is_in_hand(environment: pytest.MonkeyPatch) -> None:
+    """By default it has every download there is, and one report more is in hand for another vendor; in either lane."""
+    for concurrency in ("1", "2", "8"):
+        environment.setenv("WAVEKEEP_DOWNLOAD_CONCURRENCY", concurrency)
+        environment.setenv("WAVEKEEP_DOWNLOAD_URGENT_CONCURRENCY", concurrency)
+        settings = load(DownloaderSettings)
+        assert (settings.places_per_vendor, settings.in_hand) == (int(concurrency), int(concurrency) + 1)
+        assert settings.urgent_in_hand == int(concurrency) + 1
+        assert settings.urgent_places_per_host == max(int(concurrency) - 1, 1)
+    for per_vendor, in_hand in (("8", 9), ("7", 8), ("2", 8)):
+        environment.setenv("WAVEKEEP_DOWNLOAD_PER_VENDOR", per_vendor)
+        settings = load(DownloaderSettings)
+        assert (settings.places_per_vendor, settings.in_hand) == (int(per_vendor), in_hand)
+    environment.setenv("WAVEKEEP_DOWNLOAD_PER_VENDOR", "9")
+    assert "WAVEKEEP_DOWNLOAD_PER_VENDOR must not be above WAVEKEEP_DOWNLOAD_CONCURRENCY" in refused(DownloaderSettings)
+
+
 def test_attempts_must_fit_into_the_acknowledgement(environment: pytest.MonkeyPatch) -> None:
     """An attempt ends before the broker hands its message to somebody else."""
     environment.setenv("WAVEKEEP_ACK_TIMEOUT_S", "1500")
