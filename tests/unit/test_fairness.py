@@ -149,6 +149,7 @@ async def test_a_vendor_that_does_not_move_is_not_waited_for_again(held: AsyncEx
     await time.pass_by(4.9)
     assert not waiting.done()
     await time.pass_by(0.2)
+    assert waiting.done()
     with pytest.raises(BusyError):
         await waiting
     for _ in range(100):
@@ -182,6 +183,7 @@ async def test_who_is_slow_is_waited_for_as_long_as_it_takes(
         await time.pass_by(waited_s - 0.1)
         assert not waiting.done()
         await time.pass_by(0.2)
+        assert waiting.done()
         with pytest.raises(BusyError):
             await waiting
 
@@ -199,6 +201,7 @@ async def test_how_long_a_failure_took_tells_no_pace(held: AsyncExitStack, time:
         await hold(held, places)
         waiting = asyncio.create_task(hold(held, places))
         await time.pass_by(2.1)
+        assert waiting.done()
         with pytest.raises(BusyError):
             await waiting
 
