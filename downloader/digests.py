@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
 
+import anycrc
 import google_crc32c
 from multidict import CIMultiDictProxy
 
@@ -33,17 +34,27 @@ class _Hash(Protocol):
 
 
 class _Crc:
-    """A 32-bit checksum behind the face of a hash."""
+    """A checksum behind the face of a hash.
 
-    def __init__(self, extend: Callable[[int, bytes], int]) -> None:
+    Args:
+        extend: from the checksum of what went by, and the bytes that follow, to that of both; 0 is that of nothing.
+    """
+
+    def __init__(self, extend: Callable[[int, bytes], int], *, size_bytes: int = 4) -> None:
         self._extend = extend
+        self._size_bytes = size_bytes
         self._value = 0
 
     def update(self, data: bytes, /) -> None:
         self._value = self._extend(self._value, data)
 
     def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
+        return self._value.to_bytes(self._size_bytes, "big")
+
+
+def _crc64nvme() -> _Hash:
+    model = anycrc.Model("CRC64-NVME")
+    return _Crc(lambda value, data: model.calc(data, value), size_bytes=8)
 
 
 _ALGORITHMS: Final[Mapping[str, Callable[[], _Hash]]] = MappingProxyType(
@@ -54,6 +65,7 @@ _ALGORITHMS: Final[Mapping[str, Callable[[], _Hash]]] = MappingProxyType(
         "sha-512": hashlib.sha512,
         "crc32": lambda: _Crc(lambda value, data: zlib.crc32(data, value)),
         "crc32c": lambda: _Crc(google_crc32c.extend),
+        "crc64nvme": _crc64nvme,
     }
 )
 _SPELLINGS: Final = {"sha": "sha-1", "sha1": "sha-1", "sha256": "sha-256", "sha512": "sha-512"}

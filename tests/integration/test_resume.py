@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anycrc
 import pytest
 from aiohttp import web
 
@@ -310,3 +311,22 @@ async def test_a_digest_of_the_server_is_held_against_the_whole(
     server.cut_after, server.promised = None, {}  # what was promised first still holds
     _, proof = await attempt(fetcher, staging, server.url, tmp_path / "kept")
     assert proof.matched == ("repr-digest sha-256",)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["at once", "cut and resumed"])
+async def test_the_default_checksum_of_s3_is_held_against_the_whole(
+    fetcher: Fetcher, staging: Staging, server: CuttingServer, tmp_path: Path, *, cut: bool
+) -> None:
+    """A link into S3 brings CRC-64/NVME by default: what it promises of the whole must hold, however the bytes came."""
+    content = server.path.read_bytes()
+    for checked, promised in (("matched", content), ("differs", content[:-1] + b"\xaa")):
+        crc = anycrc.Model("CRC64-NVME").calc(promised).to_bytes(8, "big")
+        told = {"x-amz-checksum-crc64nvme": base64.b64encode(crc).decode(), "x-amz-checksum-type": "FULL_OBJECT"}
+        server.promised, server.cut_after = told, 2 * MIB if cut else None
+        if cut:
+            await failed(fetcher, staging, server.url, tmp_path / "kept")
+            server.cut_after = None
+        fetched, proof = await attempt(fetcher, staging, server.url, tmp_path / "kept")
+        assert bool(fetched.resumed_at) is cut
+        assert getattr(proof, checked) == ("x-amz-checksum-crc64nvme crc64nvme",)
+        assert (tmp_path / "kept").read_bytes() == content

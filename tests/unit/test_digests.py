@@ -4,6 +4,7 @@ import base64
 import hashlib
 import zlib
 
+import anycrc
 import google_crc32c
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -20,6 +21,8 @@ def of(body: bytes, algorithm: str) -> str:
         return base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
     if algorithm == "crc32c":
         return base64.b64encode(google_crc32c.value(body).to_bytes(4, "big")).decode()
+    if algorithm == "crc64nvme":
+        return base64.b64encode(anycrc.Model("CRC64-NVME").calc(body).to_bytes(8, "big")).decode()
     return base64.b64encode(hashlib.new(algorithm, body).digest()).decode()
 
 
@@ -41,6 +44,7 @@ PROMISES = [
     ),
     ({"x_amz_checksum_crc32": of(BODY, "crc32")}, ("x-amz-checksum-crc32 crc32",)),
     ({"x_amz_checksum_crc32c": of(BODY, "crc32c")}, ("x-amz-checksum-crc32c crc32c",)),
+    ({"x_amz_checksum_crc64nvme": of(BODY, "crc64nvme")}, ("x-amz-checksum-crc64nvme crc64nvme",)),
     ({"x_amz_checksum_sha1": of(BODY, "sha1")}, ("x-amz-checksum-sha1 sha-1",)),
     ({"x_amz_checksum_sha256": of(BODY, "sha256")}, ("x-amz-checksum-sha256 sha-256",)),
 ]
@@ -60,7 +64,9 @@ def test_what_a_server_promises_must_hold(sent: dict[str, str], names: tuple[str
         {"Repr_Digest": "sha-256=:not base64:"},
         {"Repr_Digest": "sha-256=:AAAA:"},
         {"x_amz_checksum_crc32": "AAAAAA==-3", "x_amz_checksum_type": "COMPOSITE"},
-        {"x_amz_checksum_crc64nvme": "AAAAAAAAAAA="},
+        {"x_amz_checksum_crc64nvme": "AAAAAAAAAAA=-3", "x_amz_checksum_type": "COMPOSITE"},
+        {"x_amz_checksum_crc64nvme": "AAAAAA=="},
+        {"x_amz_checksum_crc128": "AAAAAAAAAAAAAAAAAAAAAA=="},
         {"x_goog_hash": f"md5={of(OTHER, 'md5')}", "x_goog_stored_content_encoding": "gzip"},
         {"Digest": "sha-256"},
         {},
@@ -69,6 +75,17 @@ def test_what_a_server_promises_must_hold(sent: dict[str, str], names: tuple[str
 def test_what_cannot_be_held_against_the_file_promises_nothing(sent: dict[str, str]) -> None:
     """A digest of parts, of what is stored encoded, of an unknown kind, or garbage loses no file."""
     assert checked(Checker(promises(headers(**sent), part=False)), BODY) == ((), ())
+
+
+def test_the_default_checksum_of_s3_is_that_of_the_catalogue() -> None:
+    """CRC-64/NVME is the one that is published (its check value), not another CRC of 64 bits, in pieces or at once."""
+    value = base64.b64encode(bytes.fromhex("ae8b14860a799888")).decode()
+    promised = promises(headers(x_amz_checksum_crc64nvme=value, x_amz_checksum_type="FULL_OBJECT"), part=False)
+    for pieces in ([b"123456789"], [b"1", b"", b"2345", b"6789"]):
+        checker = Checker(promised)
+        for piece in pieces:
+            checker.update(piece)
+        assert checker.finish() == (("x-amz-checksum-crc64nvme crc64nvme",), ())
 
 
 def test_a_digest_of_a_part_says_nothing_of_the_file() -> None:
