@@ -17,33 +17,29 @@ import msgspec
 import structlog
 
 from downloader.announcements import Announcements
+from downloader.attempt import Attempt
+from downloader.bringing import Bringing, Fetching, asked
 from downloader.confirmation import Report
 from downloader.fairness import Place, Places, lane_of, queue_for
-from downloader.fetch import Sink
 from downloader.inspection import Inspector
-from downloader.links import Followed, Lead, Refusal, Unanswerable
+from downloader.links import Lead, Refusal, Unanswerable
 from downloader.manifest import Manifest, Rejection, read_manifest, read_rejection, write
 from downloader.metrics import DownloaderMetrics
 from downloader.names import Names, names_of
-from downloader.staging import Attempt, Staging
+from downloader.proven import Proven
+from downloader.staging import Staging
 from downloader.storage import Storage
 from shared import events
 from shared.clock import Clock
 from shared.errors import BusyError, PermanentError, Reason, RetryableError
-from shared.events import Event, Evidence, ReportFailed, ReportLinkless, ReportSucceeded
-from shared.links import host_of, identity, public
+from shared.events import Event, ReportFailed, ReportLinkless, ReportSucceeded
+from shared.links import host_of, identity
 from shared.messaging.port import Message, Publisher
 from shared.retry import Step, at_risk_marks, choose_step
 
 log = structlog.get_logger()
 
 FOR_EVER = timedelta(days=365)
-
-DIGEST_WARNING = "server_digest_differs"
-"""Of a file that is whole, but not what its server's digest says, however often it was fetched."""
-
-_DIGESTS_BELIEVED_FOR = 5
-"""Tries, until it is the header that is believed to be wrong: a file must not be lost for that."""
 
 _WAIT_FOR_COPY_S = 2.0
 _PUT_OFF_LONGER_AFTER = timedelta(minutes=10)
@@ -59,17 +55,11 @@ _NOT_THE_FILE = frozenset(
 )
 
 
-class Source(Protocol):
-    """Where files come from."""
+class Source(Fetching, Protocol):
+    """Where files come from, and who says so."""
 
     async def find(self, report: Report, *, now: datetime) -> Lead | Refusal | Unanswerable:
         """Return what follows from a report of a task that nothing is stored of; raises retryable errors."""
-
-    async def fetch(self, lead: Lead, sink: Sink) -> Followed:
-        """Stream a file into the sink; return the link it came by, which may be fresher than the lead's.
-
-        Raises retryable or permanent errors.
-        """
 
 
 class Custody:
@@ -97,6 +87,7 @@ class Custody:
         clock: Clock,
     ) -> None:
         self._source = source
+        self._bringing = Bringing(source=source, staging=staging, metrics=metrics)
         self._places = places
         self._staging = staging
         self._storage = storage
@@ -119,6 +110,7 @@ class Custody:
         async with self._alone(event.subject):
             manifest = await self._manifest(names) or await self._bring_in(event, report, names, message)
             if manifest is not None:
+                await self._staging.forget(names.stem)  # also what a process left that died after its manifest
                 await self._announcements.stored(event, manifest, names)
                 if not isinstance(report, ReportLinkless) and await self._contradicts(manifest, report):
                     await self._announcements.conflicting(event, manifest, names, report)
@@ -230,18 +222,20 @@ class Custody:
         return not (isinstance(found, Lead) and manifest.knows(events.digest(identity(found.url))))
 
     async def _fetch_and_store(self, event: Event, lead: Lead, names: Names, place: Place, *, tries: int) -> Manifest:
-        """Fetch, prove, store, commit; return the manifest that won, ours or another writer's."""
+        """Bring, store, prove again, commit; return the manifest that won, ours or another writer's.
+
+        The staged copy is there until there is a manifest: whatever fails before, the next attempt goes on from it.
+        """
         with self._metrics.attempt() as outcome:
-            async with self._staging.attempt(event.subject) as attempt:
-                followed = await self._source.fetch(lead, place.watch(attempt))
-                manifest = await self._prove(event, lead, names, attempt, followed, tries)
-                manifest = await self._inspect(manifest, names, attempt)
+            async with self._staging.attempt(names.stem, asked=asked(lead)) as attempt:
+                proven = await self._bringing.bring(lead, attempt, place.watch(attempt), tries=tries)
+                manifest = await self._inspect(self._manifest_of(event, lead, names, proven), names, attempt)
                 await self._storage.keep(attempt.path, manifest.audio)
                 attempt.kept(manifest.audio)
-            await self._read_again(manifest)
-            if await self._storage.create(names.manifest, write(manifest)):
+                await self._read_again(manifest)
+                ours = await self._storage.create(names.manifest, write(manifest))
+            if ours:
                 outcome.stored(manifest.size_bytes)
-                await self._staging.forget(event.subject)
                 log.info("file.stored", audio=manifest.audio, size_bytes=manifest.size_bytes, sha256=manifest.sha256)
                 return manifest
             winner = await self._manifest(names)
@@ -254,35 +248,22 @@ class Custody:
             outcome.lost_race()
             return winner
 
-    async def _prove(
-        self, event: Event, lead: Lead, names: Names, attempt: Attempt, followed: Followed, tries: int
-    ) -> Manifest:
-        report, transport = lead.report, followed.fetched.transport
-        proven_by_transport = transport != "close_delimited"
-        proof = await self._staging.prove(attempt, body_proven_complete=proven_by_transport)
-        if proof.differs and tries < _DIGESTS_BELIEVED_FOR:
-            raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {', '.join(proof.differs)}")
-        judgement, digest = proof.judgement, proof.sha256
-        audio = names.audio(digest)
+    def _manifest_of(self, event: Event, lead: Lead, names: Names, proven: Proven) -> Manifest:
+        report, claimed = lead.report, events.digest(identity(lead.claimed))
+        audio = names.audio(proven.sha256)
         return Manifest(
             vendor=report.vendor,
             task_id=report.task_id,
             audio=audio,
             uri=self._storage.uri(audio),
-            size_bytes=attempt.size_bytes,
-            sha256=digest,
-            format=judgement.format,
-            evidence=Evidence(
-                trust=followed.trust,
-                transport=transport,
-                digest=proof.digest,
-                matched=proof.matched,
-                differs=proof.differs,
-            ),
-            warnings=(*map(str, judgement.warnings), *((DIGEST_WARNING,) if proof.differs else ())),
-            link=public(followed.url),
-            link_identity=events.digest(identity(lead.claimed)),
-            fetched_identity=None if followed.url == lead.claimed else events.digest(identity(followed.url)),
+            size_bytes=proven.size_bytes,
+            sha256=proven.sha256,
+            format=proven.format,
+            evidence=proven.evidence,
+            warnings=proven.warnings,
+            link=proven.link,
+            link_identity=claimed,
+            fetched_identity=None if proven.came_by == claimed else proven.came_by,
             received_at=report.received_at,
             deadline=report.deadline,
             stored_at=self._clock().astimezone(UTC),
@@ -333,7 +314,7 @@ class Custody:
             code=code,
             rejected_at=self._clock().astimezone(UTC),
         )
-        await self._staging.forget(event.subject)
+        await self._staging.forget(names.stem)
         if not await self._storage.create(names.rejected, write(rejection)):
             earlier = await self._rejection(names)
             if earlier is not None and earlier.reason == reason:

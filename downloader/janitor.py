@@ -1,6 +1,7 @@
 """The janitor: what nobody will ever come back for.
 
-Responsible for: sweeping what dead writers left in local folders, and finding orphans: audio that no manifest names.
+Responsible for: sweeping what dead writers left in local folders, and what attempts left of tasks that another replica
+has stored since; finding orphans: audio that no manifest names.
 An orphan is told and never deleted: it may be all that is left of a file whose manifest was lost, and an attempt that
 comes late may need it in the same moment. `wavekeep audit --adopt` makes a stored file of it; a person deletes.
 """
@@ -61,6 +62,7 @@ class Janitor:
         self._storage = storage
         self._temporary = tuple(temporary)
         self._metrics = metrics
+        self._waiting: frozenset[str] = frozenset()
 
     def sweep(self) -> int:
         """Remove the files of dead writers that are over an hour old; return how many. Blocking.
@@ -69,16 +71,19 @@ class Janitor:
             RetryableError: a disk fails.
         """
         swept = self._staging.sweep(older_than_s=SWEEP_AFTER_S)
+        self._waiting = self._staging.waiting()
         with translating():
             swept += sum(sweep(folder, older_than_s=SWEEP_AFTER_S) for folder in self._temporary)
         return swept
 
     async def look(self, task: Task, found: Found, *, now: datetime) -> None:
-        """Look at what is there of a task, and add its orphans to what was found.
+        """Look at what is there of a task: forget what is left to go on from if it is stored, add orphans to `found`.
 
         Raises:
             RetryableError: the storage fails.
         """
+        if task.manifest is not None and self._staging.named(task.names.stem) in self._waiting:
+            await self._staging.forget(task.names.stem)
         for orphan in await orphans(self._storage, task, now=now):
             found.count += 1
             found.size_bytes += orphan.size_bytes

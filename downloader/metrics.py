@@ -21,6 +21,7 @@ ATTEMPT_OUTCOMES = ("stored", "lost_race", "put_off", "failed")
 LANES = ("normal", "urgent")
 PUT_OFFS = (Reason.VENDOR_BUSY, Reason.HOST_BUSY, Reason.LARGE_BUSY)
 CLAIMS = ("succeeded", "failed")
+RECOVERIES = ("whole", "damaged")
 CONFIRMATIONS = ("confirmed", "differs", "unconfirmed_fetched", "waited")
 
 
@@ -126,6 +127,7 @@ class DownloaderMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.recovered = _recoveries(registry)
         self.swept = Counter(
             "wavekeep_downloader_swept_files_total",
             "Files of dead attempts and writers removed, at start and later.",
@@ -168,3 +170,16 @@ class DownloaderMetrics:
             self._seconds.observe(monotonic() - started)
             self._attempts.labels(outcome.word).inc()
             self._bytes.inc(outcome.size_bytes)
+
+
+def _recoveries(registry: CollectorRegistry) -> Counter:
+    recoveries = Counter(
+        "wavekeep_downloader_recoveries_total",
+        "Files that an earlier attempt had proven and not stored, by what their staged copy still was; whole ones are"
+        " not fetched again.",
+        ["outcome"],
+        registry=registry,
+    )
+    for outcome in RECOVERIES:
+        recoveries.labels(outcome)
+    return recoveries

@@ -1,4 +1,4 @@
-"""What is left of a cut download, for the next attempt to go on from.
+"""What is left of an attempt, for the next one to go on from: a cut download, or a whole file that is not stored yet.
 
 Responsible for: partial files and what is known of them, who may go on with one, and when they are let go. Blocking:
 callers run it in threads. It must not know HTTP, nor what the bytes are.
@@ -25,6 +25,7 @@ from typing import Final
 import msgspec
 
 from downloader.answer import Known
+from downloader.proven import Proven
 
 LONGEST_KEPT_S: Final = 16 * 86_400.0
 """Longer than any vendor keeps a file."""
@@ -39,16 +40,18 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         identity: digest of the link it came by, without what merely signs that.
-        known: what the first answer told of the file.
+        known: what the first answer told of the file; null where nothing surely tells it from another one.
         synced_bytes: how much of it survives a crash of the machine.
         boot: of the machine that wrote it.
+        proven: what was proven of it; null as long as it is not whole.
     """
 
-    version: int = 2
+    version: int = 3
     identity: str
-    known: Known
+    known: Known | None
     synced_bytes: int
     boot: str
+    proven: Proven | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +78,38 @@ class Partials:
 
     def new(self, task: str) -> Path:
         """Return a path for an attempt that begins at the beginning."""
-        return self._folder / f"{_name(task)}.{uuid.uuid4().hex}.part"
+        return self._folder / f"{name_of(task)}.{uuid.uuid4().hex}.part"
 
-    def claim(self, task: str) -> Claim | None:
-        """Take over the largest partial file of a task; None where there is none to go on from."""
-        found = sorted(self._folder.glob(f"{_name(task)}.*.part"), key=_size, reverse=True)
-        return next((claim for path in found if (claim := self._take(path, task)) is not None), None)
+    def claim(self, task: str, asked: str | None = None) -> Claim | None:
+        """Take over a whole file of a task, else its largest partial one; None where there is none to go on from.
+
+        Args:
+            asked: what a whole file must have been asked for by (see `Proven`): other ones wait for who asks for them.
+        """
+        found = sorted(self._folder.glob(f"{name_of(task)}.*.part"), key=_worth, reverse=True)
+        return next((claim for path in found if (claim := self._take(path, task, asked)) is not None), None)
+
+    def tasks(self) -> frozenset[str]:
+        """Return the names (see `name_of`) of the tasks that something is left of."""
+        return frozenset(path.name.partition(".")[0] for path in self._folder.glob("*.part"))
 
     def keep(self, path: Path, file: int, *, identity: str, known: Known) -> None:
         """Leave a file, open as `file`, to the next attempt."""
         os.fsync(file)
         self.note(path, identity=identity, known=known, synced_bytes=os.fstat(file).st_size)
-        self._make_room()
+        self.make_room()
 
-    def note(self, path: Path, *, identity: str, known: Known, synced_bytes: int = 0) -> None:
+    def note(
+        self,
+        path: Path,
+        *,
+        identity: str,
+        known: Known | None,
+        synced_bytes: int = 0,
+        proven: Proven | None = None,
+    ) -> None:
         """Write what is known of a file, in one step."""
-        note = Note(identity=identity, known=known, synced_bytes=synced_bytes, boot=_boot())
+        note = Note(identity=identity, known=known, synced_bytes=synced_bytes, boot=_boot(), proven=proven)
         beside = path.with_suffix(".tmp")
         try:
             with open(beside, "xb", opener=_private) as out:
@@ -112,14 +131,16 @@ class Partials:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                     swept += 1
-        return swept + self._make_room()
+        return swept + self.make_room()
 
-    def _take(self, path: Path, task: str) -> Claim | None:
+    def _take(self, path: Path, task: str, asked: str | None) -> Claim | None:
         with contextlib.ExitStack() as stack:
             file = _lock(path, stack)
             if file is None:
                 return None
             note = _read(path)
+            if note is not None and note.proven is not None and note.proven.asked != asked:
+                return None
             trusted = 0 if note is None else _trusted(file, note)
             if note is None or not trusted:
                 forget(path)
@@ -149,15 +170,15 @@ class Partials:
 
     def forget_task(self, task: str) -> None:
         """Remove the partial files of a task that nobody works on."""
-        for path in self._folder.glob(f"{_name(task)}.*.part"):
+        for path in self._folder.glob(f"{name_of(task)}.*.part"):
             self._drop(path)
 
     def drop_oldest(self) -> bool:
-        """Let the oldest partial file go; False where there is none."""
+        """Let the oldest partial file go, a whole one only where no other is left; False where there is none."""
         return any(self._drop(path) for path, _ in self._by_age())
 
-    def _make_room(self) -> int:
-        """Let the oldest partial files go until the rest is within bounds; return how many went."""
+    def make_room(self) -> int:
+        """Let partial files go until the rest is within bounds, as `drop_oldest` does; return how many went."""
         files = self._by_age()
         excess = sum(status.st_size for _, status in files) - self._max_bytes
         removed = 0
@@ -171,7 +192,7 @@ class Partials:
 
     def _by_age(self) -> list[tuple[Path, os.stat_result]]:
         files = [(path, status) for path in self._folder.glob("*.part") for status in _status(path)]
-        return sorted(files, key=lambda each: each[1].st_mtime)
+        return sorted(files, key=lambda each: (_is_whole(each[0]), each[1].st_mtime))
 
     def _drop(self, path: Path) -> bool:
         """Remove a partial file, unless somebody works on it."""
@@ -193,7 +214,8 @@ def unnote(path: Path) -> None:
     path.with_suffix(".note").unlink(missing_ok=True)
 
 
-def _name(task: str) -> str:
+def name_of(task: str) -> str:
+    """Return what the names of a task's partial files begin with."""
     return hashlib.sha256(task.encode()).hexdigest()[:32]
 
 
@@ -241,8 +263,14 @@ def _read(path: Path) -> Note | None:
         return None
 
 
-def _size(path: Path) -> int:
-    return next((status.st_size for status in _status(path)), 0)
+def _is_whole(path: Path) -> bool:
+    note = _read(path)
+    return note is not None and note.proven is not None
+
+
+def _worth(path: Path) -> tuple[bool, int]:
+    """Order partial files by how much they save: whole ones first, then by size."""
+    return _is_whole(path), next((status.st_size for status in _status(path)), 0)
 
 
 def _status(path: Path) -> Iterator[os.stat_result]:

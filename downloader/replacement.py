@@ -19,11 +19,12 @@ from typing import Literal
 import msgspec
 
 from downloader import manifest as records
+from downloader.attempt import Attempt
 from downloader.fetch import BLOCK_BYTES, Fetcher, Sink
 from downloader.flow import Handover
 from downloader.manifest import Manifest, read_manifest
 from downloader.names import Names, names_of
-from downloader.staging import Attempt, Staging
+from downloader.staging import Staging
 from downloader.storage import Storage, translating
 from shared import events
 from shared.clock import Clock

@@ -1,42 +1,32 @@
-"""Proving a file while it arrives.
+"""The folder that attempts are proven in.
 
-Responsible for: writing one attempt to local disk while hashing it and walking its structure, in one pass over the
-bytes; for keeping a cut download for the next attempt, and leaving nothing else behind. It must not know where the
-bytes come from or where the file goes.
+Responsible for: lending attempts, keeping a cut download, or a whole file that is not stored yet, for the next one, and
+leaving nothing else behind. It must not know where the bytes come from or where the file goes.
 """
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import os
 import uuid
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from downloader.answer import Known
-from downloader.digests import MD5_HINT, Checker
-from downloader.fetch import Head, Held
-from downloader.partial import Claim, Partials, forget, unnote
+from downloader.attempt import Attempt, NotedAttempt, Proof
+from downloader.partial import Claim, Partials, name_of
+from downloader.proven import Proven
 from downloader.space import Room, Space
 from downloader.storage import translating
-from downloader.wav import Judgement, Walker
-from shared.errors import Reason, RetryableError, StartError
-from shared.events import digest
-from shared.links import identity
+from shared.errors import PermanentError, Reason, RetryableError, StartError
 
 DEFAULT_PARTIAL_BYTES: Final = 8 * 1024**3
 """Kept of cut downloads at most, all together."""
 
 LEAST_PROGRESS_BYTES: Final = 1024 * 1024
 """An attempt that gained less has not brought the file forward: a server that drips is not asked again at once."""
-
-_READ_BYTES: Final = 1024 * 1024
 
 _WAY_TO_THE_FILE: Final = frozenset(
     {
@@ -53,170 +43,6 @@ _WAY_TO_THE_FILE: Final = frozenset(
     }
 )
 """Failures that say nothing against the bytes that are there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What was proven of a whole file.
-
-    Attributes:
-        sha256: in hex, computed over the bytes as they came.
-        matched, differs: digests that the server sent, by name: those that are of these bytes, and those that are not.
-    """
-
-    judgement: Judgement
-    sha256: str
-    matched: tuple[str, ...]
-    differs: tuple[str, ...]
-
-    @property
-    def digest(self) -> Literal["own", "server"]:
-        """What the bytes were held against; an ETag is only a hint."""
-        return "server" if set(self.matched) - {MD5_HINT} else "own"
-
-
-class Attempt:
-    """One attempt at one file: a sink that is blind to its source.
-
-    Args:
-        path: of the staged file, which must not exist; or of the claim.
-        claim: what an earlier attempt left.
-        room: what it may take of the disks; None for whatever is there.
-
-    Attributes:
-        size_bytes: of the file so far.
-    """
-
-    def __init__(self, path: Path, claim: Claim | None = None, room: Room | None = None) -> None:
-        self.path = path
-        self._claim = claim
-        self._room = room
-        if claim is None:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        else:
-            self._file = claim.file
-        self._head: Head | None = None
-        self._begin_anew()
-
-    @property
-    def gained_bytes(self) -> int:
-        """How much further this attempt came than the one before; 0 where it had to begin at the beginning again."""
-        if self._claim is None:
-            return self.size_bytes
-        went_on = self._head is not None and self._head.offset > 0
-        return self.size_bytes - self._claim.size_bytes if went_on else 0
-
-    @property
-    def left(self) -> tuple[str, Known] | None:
-        """What is known of what is there, and of which link, for another attempt to go on from; None where none can."""
-        if self._head is not None:
-            known = self._head.known
-            return (_identity(self._head.link), known) if known is not None and self.size_bytes else None
-        return None if self._claim is None else (self._claim.note.identity, self._claim.note.known)
-
-    def held(self, link: str) -> Held | None:
-        """Return what is there already of the file behind a link."""
-        claim = self._claim
-        if claim is None or self._head is not None or claim.note.identity != _identity(link):
-            return None
-        return Held(claim.size_bytes, claim.note.known)
-
-    def begin(self, head: Head) -> None:
-        """Take note of what follows: the rest of what is held, or a file from its beginning. Runs in a thread.
-
-        What is held is read again, for its digest and its structure.
-
-        Raises:
-            RetryableError, PermanentError: the disk fails, or the bytes cannot become a WAV.
-        """
-        self._begin_anew(Checker(head.promised, head.md5_hint))
-        self._head = head
-        with translating():
-            os.lseek(self._file, 0, os.SEEK_SET)
-            while self.size_bytes < head.offset:
-                block = os.read(self._file, min(_READ_BYTES, head.offset - self.size_bytes))
-                if not block:
-                    raise RetryableError(Reason.STORAGE_FAILED, "a partial file became shorter")
-                self._take(block)
-            os.ftruncate(self._file, head.offset)
-        if self._room is not None:
-            self._room.announce(head.size_bytes, there_bytes=head.offset)
-
-    def write(self, block: bytes) -> None:
-        """Take the next bytes; runs in a thread.
-
-        Raises:
-            RetryableError, PermanentError: the disk fails, or the bytes cannot become a WAV.
-        """
-        self._take(block)
-        if self._room is not None:
-            self._room.take(self.size_bytes)
-        with translating():
-            view = memoryview(block)
-            while view:
-                view = view[os.write(self._file, view) :]
-
-    def prove(self, *, body_proven_complete: bool) -> Proof:
-        """Judge the whole, and sync it to disk. Runs in a thread.
-
-        Raises:
-            RetryableError, PermanentError: the file is not whole, or not one we keep; or the disk fails.
-        """
-        judgement = self._walker.finish(body_proven_complete=body_proven_complete)
-        matched, differs = self._checker.finish()
-        with translating():
-            os.fsync(self._file)
-        return Proof(judgement, self._hash.hexdigest(), matched, differs)
-
-    def kept(self, key: str) -> None:
-        """Take note that the file is in storage."""
-        if self._room is not None:
-            self._room.kept(key)
-
-    def close(self, partials: Partials | None = None) -> None:
-        """Let go of the file: leave it to the next attempt where `partials` are given, else remove what is there."""
-        try:
-            if partials is not None and (left := self.left) is not None:
-                partials.keep(self.path, self._file, identity=left[0], known=left[1])
-            else:
-                forget(self.path)
-        finally:
-            try:
-                os.close(self._file)
-            finally:
-                if self._room is not None:
-                    self._room.close()
-
-    def _begin_anew(self, checker: Checker | None = None) -> None:
-        self.size_bytes = 0
-        self._hash = hashlib.sha256()
-        self._walker = Walker()
-        self._checker = checker or Checker()
-
-    def _take(self, block: bytes) -> None:
-        self._walker.feed(block)
-        self._hash.update(block)
-        self._checker.update(block)
-        self.size_bytes += len(block)
-
-
-class _NotedAttempt(Attempt):
-    """An attempt that a crash may leave behind: what is known of it is written down before its bytes are."""
-
-    def __init__(self, path: Path, claim: Claim | None, room: Room | None, partials: Partials) -> None:
-        super().__init__(path, claim, room)
-        self._partials = partials
-
-    def begin(self, head: Head) -> None:
-        """See the base: and no note ever stands beside bytes that it is not about."""
-        if not head.offset:
-            with translating():
-                unnote(self.path)
-        super().begin(head)
-        if not head.offset and head.known is not None:
-            with translating():
-                self._partials.note(self.path, identity=_identity(head.link), known=head.known)
 
 
 class Staging:
@@ -261,14 +87,16 @@ class Staging:
             ) from error
 
     @asynccontextmanager
-    async def attempt(self, task: str | None = None) -> AsyncGenerator[Attempt, None]:
+    async def attempt(self, task: str | None = None, *, asked: str | None = None) -> AsyncGenerator[Attempt, None]:
         """Lend an attempt; on the way out what it left is removed, or kept for the next attempt at the same task.
 
-        Kept is what broke off on its way, also by our own end. An error of an attempt that brought the file forward
-        says so (`progressed`).
+        Kept is what broke off on its way, also by our own end; and what is proven, unless it was stored (then this is
+        left without an error) or never will be. An error of an attempt that brought the file forward says so
+        (`progressed`).
 
         Args:
             task: names what is fetched; None where no other attempt goes on from this one.
+            asked: what it is asked for by, see `Proven`.
 
         Raises:
             RetryableError: the disk is full or fails.
@@ -276,21 +104,22 @@ class Staging:
         loop = asyncio.get_running_loop()
         keep = False
 
-        def make(room: Room | None) -> Attempt:
+        def make(task: str | None, claim: Claim | None, room: Room | None) -> Attempt:
             if task is None:
                 return Attempt(self._folder / f"{uuid.uuid4().hex}.part", room=room)
-            claim = self._partials.claim(task)
-            return _NotedAttempt(claim.path if claim else self._partials.new(task), claim, room, self._partials)
+            return NotedAttempt(claim.path if claim else self._partials.new(task), claim, room, self._partials)
 
         def begin() -> Attempt:
-            room = self._enter()
-            try:
-                with translating():
-                    return make(room)
-            except BaseException:
+            with contextlib.ExitStack() as undo, translating():
+                claim = None if task is None else self._partials.claim(task, asked)
+                if claim is not None:  # before there is room: what is ours is not let go to make some
+                    undo.callback(os.close, claim.file)
+                room = self._enter()
                 if room is not None:
-                    room.close()
-                raise
+                    undo.callback(room.close)
+                attempt = make(task, claim, room)
+                undo.pop_all()
+                return attempt
 
         beginning = loop.run_in_executor(self._executor, begin)
         try:
@@ -300,9 +129,17 @@ class Staging:
             except asyncio.CancelledError:
                 keep = task is not None
                 raise
+            except PermanentError:
+                raise
             except RetryableError as error:
-                keep = task is not None and error.reason in _WAY_TO_THE_FILE
-                error.progressed = keep and attempt.left is not None and attempt.gained_bytes >= LEAST_PROGRESS_BYTES
+                on_its_way = task is not None and error.reason in _WAY_TO_THE_FILE
+                error.progressed = (
+                    on_its_way and attempt.left is not None and attempt.gained_bytes >= LEAST_PROGRESS_BYTES
+                )
+                keep = on_its_way or (task is not None and attempt.proven is not None)
+                raise
+            except BaseException:
+                keep = task is not None and attempt.proven is not None
                 raise
         finally:
             await asyncio.shield(self._end(beginning, self._partials if keep else None))
@@ -313,6 +150,8 @@ class Staging:
 
     def _enter(self) -> Room | None:
         """Begin an attempt; where there is no room, cut downloads go before it is refused, the oldest first."""
+        if self._space is not None:
+            self._space.admit_quota(ahead=True)  # which no room on this disk would help
         while self._space is not None:
             try:
                 return self._space.enter()
@@ -333,6 +172,32 @@ class Staging:
         with translating():
             return self._partials.sweep(older_than_s=older_than_s)
 
+    def waiting(self) -> frozenset[str]:
+        """Return the names of the tasks that something is left of, see `named`. Blocking.
+
+        Raises:
+            RetryableError: the disk fails.
+        """
+        with translating():
+            return self._partials.tasks()
+
+    @staticmethod
+    def named(task: str) -> str:
+        """Return the name of a task among those that are `waiting`."""
+        return name_of(task)
+
+    async def recover(self, attempt: Attempt) -> Proven | None:
+        """Read again what an earlier attempt proved, off the event loop; see `Attempt.recover`."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, attempt.recover)
+
+    async def note(self, attempt: Attempt, proven: Proven) -> None:
+        """Note what was proven, off the event loop; see `Attempt.note`.
+
+        Raises:
+            RetryableError: the disk fails.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._executor, partial(attempt.note, proven))
+
     async def prove(self, attempt: Attempt, *, body_proven_complete: bool) -> Proof:
         """Judge an attempt off the event loop; see `Attempt.prove`."""
         return await asyncio.get_running_loop().run_in_executor(
@@ -344,7 +209,3 @@ class Staging:
         with contextlib.suppress(RetryableError, OSError):
             attempt = await beginning
             await asyncio.get_running_loop().run_in_executor(self._executor, partial(attempt.close, partials))
-
-
-def _identity(link: str) -> str:
-    return digest(identity(link))

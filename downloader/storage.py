@@ -46,7 +46,11 @@ class Storage(Protocol):
         """
 
     async def keep(self, staged: Path, key: str) -> None:
-        """Move a staged, synced file under its key, durably. What was there had the same content."""
+        """Put a staged, synced file under its key, durably. What was there had the same content.
+
+        Where that is the same disk the file is moved. Else the staged one stays as it is, since nobody has read the
+        copy again yet: whoever staged it removes it.
+        """
 
     async def create(self, key: str, content: bytes) -> bool:
         """Create an object, durably and whole; False, and nothing changed, where the key is taken.

@@ -160,7 +160,6 @@ class FolderStorage:
                         _write_all(copy, block)
                     os.fsync(copy)
                     os.rename(path, name, dst_dir_fd=folder)
-                staged.unlink(missing_ok=True)
             os.fsync(folder)
 
     def _create(self, key: str, content: bytes) -> bool:

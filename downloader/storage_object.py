@@ -87,7 +87,7 @@ class ObjectStorage:
             )
 
     async def keep(self, staged: Path, key: str) -> None:
-        """See the port. In parts, of which few are in memory; an upload that fails is aborted.
+        """See the port; the staged file stays. In parts, of which few are in memory; an upload that fails is aborted.
 
         A store may have completed an upload although its answer never came: what is there in full size counts as kept,
         and whoever reads it again knows.
@@ -100,8 +100,6 @@ class ObjectStorage:
         except StoreError:
             if await self._size_bytes(key) != size_bytes:
                 raise
-        with translating():
-            await self._off_loop(staged.unlink)
 
     async def create(self, key: str, content: bytes) -> bool:
         """See the port. Who won is told by a name in the object: an answer may get lost, and its repetition refused."""

@@ -33,6 +33,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         delay_s: before anything.
         cut: hang up once the request's head is there, in the middle of its body; or, where `done`, without an answer.
         dropped: headers that the store never sees.
+        damaged: the last byte of the store's answer is another one.
     """
 
     times: int | None = None
@@ -43,6 +44,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     delay_s: float = 0
     cut: bool = False
     dropped: tuple[str, ...] = ()
+    damaged: bool = False
 
     @property
     def harmless(self) -> bool:
@@ -90,6 +92,8 @@ class StoreProxy:
             allow_redirects=False,
         ) as answer:
             body = await answer.read()
+            if manner.damaged and body:
+                body = body[:-1] + bytes([body[-1] ^ 1])
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
             if request.method == "HEAD":
                 kept["Content-Length"] = answer.headers.get("Content-Length", "0")

@@ -121,14 +121,14 @@ async def test_whoever_reads_while_it_is_replaced_reads_one_whole(kit: Kit, stor
     assert await other.read(KEY) == contents[-1]
 
 
-async def test_keeping_moves_the_whole_file(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    """What was staged is under its key, nothing else is left, and its digest can be read again."""
+async def test_keeping_takes_the_whole_file(kit: Kit, storage: Storage, tmp_path: Path) -> None:
+    """What was staged is under its key, and its digest can be read again; a copy leaves the staged one untouched."""
     content = b"audio" * 100_000
     path = staged(tmp_path / "staging", content)
     await storage.keep(path, "apibox/ab/task.wav")
     assert await storage.read("apibox/ab/task.wav") == content
     assert await storage.digest("apibox/ab/task.wav") == (len(content), hashlib.sha256(content).hexdigest())
-    assert not path.exists()
+    assert [each.read_bytes() for each in path.parent.iterdir()] == ([] if kit.moves else [content])
     assert kit.listing() == {"apibox/ab/task.wav"}
 
 

@@ -87,3 +87,35 @@ def test_a_failing_object_store_is_waited_out(name: str, server: Server, proxy: 
     assert verdict.problems == ()
     assert len(verdict.acknowledged) == 4
     assert {line["reason"] for line in retried} == ({"storage_failed"} if trouble.waits else set())
+
+
+def test_what_a_store_damages_is_stored_without_fetching_it_again(server: Server, proxy: Proxy, tmp_path: Path) -> None:
+    """A store that gives back other bytes, once: the file ends stored, and its vendor was asked for it only once."""
+    with ObjectHouse(tmp_path / "house", server.bucket(), proxy) as home:
+        proxy.tell(matching=r"GET .*\.wav", times=1, damaged=True)
+        (task,) = home.convert({"files": [{"size_bytes": LARGE_BYTES}]})
+        wait_for(lambda: logged(home, "message.retry_scheduled", reason="stored_file_differs"), "it is found out")
+        assert home.kept("*.json") == []
+        verdict = judge(home, within_s=90)
+        recovered = logged(home, "file.recovered")
+        (file,) = home.entry(task)["files"]
+    assert verdict.problems == ()
+    assert len(recovered) == 1
+    assert (file["fetches"], file["bytes_served"]) == (1, file["size_bytes"])
+
+
+def test_a_kill_between_upload_and_manifest_costs_no_second_fetch(server: Server, proxy: Proxy, tmp_path: Path) -> None:
+    """A process that dies while what it put is read again: the next one stores the staged copy, and asks nobody."""
+    with ObjectHouse(tmp_path / "house", server.bucket(), proxy) as home:
+        proxy.tell(matching=r"GET .*\.wav", delay_s=20)
+        (task,) = home.convert({"files": [{"size_bytes": LARGE_BYTES}]})
+        wait_for(proxy.met, "it is read again")
+        home.process("downloader").kill()
+        proxy.tell()
+        assert len(home.kept("*.wav")) == 1
+        assert home.kept("*.json") == []
+        home.start()
+        verdict = judge(home, within_s=90)
+        (file,) = home.entry(task)["files"]
+    assert verdict.problems == ()
+    assert (file["fetches"], file["bytes_served"]) == (1, file["size_bytes"])

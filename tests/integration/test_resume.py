@@ -12,9 +12,10 @@ import anycrc
 import pytest
 from aiohttp import web
 
+from downloader.attempt import Proof
 from downloader.fence import Fence, parse_opening
 from downloader.fetch import Fetched, Fetcher, Limits
-from downloader.staging import LEAST_PROGRESS_BYTES, Proof, Staging
+from downloader.staging import LEAST_PROGRESS_BYTES, Staging
 from shared.errors import Reason, RetryableError
 from shared.operations import serving
 from simulator.wavs import wav

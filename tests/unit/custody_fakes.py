@@ -108,24 +108,32 @@ class FakeVendors:
 
 @dataclass
 class MemoryStorage:
-    """A storage in a dictionary. `damages` flips a byte of whatever is kept; `lies` misreads what is right."""
+    """A storage in a dictionary.
+
+    `damages` flips a byte of whatever is kept; `lies` misreads what is right; `copies` leaves the staged file as an
+    object store does; `errors` come in turn of whatever is kept or created.
+    """
 
     steps: Steps
     objects: dict[str, bytes] = field(default_factory=dict)
     damages: bool = False
     lies: bool = False
+    copies: bool = False
+    errors: list[Exception | None] = field(default_factory=list)
 
     async def start(self) -> None:
         """Need nothing."""
 
     async def keep(self, staged: Path, key: str) -> None:
         """Take the file."""
-        content = taken(staged)
+        self._fail()
+        content = taken(staged, leave=self.copies)
         self.objects[key] = content[:-1] + b"\xaa" if self.damages else content
         self.steps.take(f"keep {suffix(key)}")
 
     async def create(self, key: str, content: bytes) -> bool:
         """Create once."""
+        self._fail()
         if key in self.objects:
             return False
         self.objects[key] = content
@@ -164,6 +172,10 @@ class MemoryStorage:
     def uri(self, key: str) -> str:
         """Return an address."""
         return f"memory:///{key}"
+
+    def _fail(self) -> None:
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
 
 
 @dataclass
@@ -207,8 +219,8 @@ class House:
         self.inspector: Inspector = NoInspector()
         self.places: Places | None = None
         self.registry = CollectorRegistry()
-        self._staging_folder = staging_folder
-        self._executor = executor
+        self.staged_folder = staging_folder
+        self.executor = executor
         staging_folder.mkdir(exist_ok=True)
 
     def custody(self, source: FakeSource | None = None) -> Custody:
@@ -223,7 +235,7 @@ class House:
             or Places(
                 {"normal": Bounds(8, 8), "urgent": Bounds(8, 8)}, large=8, large_bytes=1_000_000_000, metrics=metrics
             ),
-            staging=Staging(self._staging_folder, executor=self._executor),
+            staging=Staging(self.staged_folder, executor=self.executor),
             storage=self.storage,
             inspector=self.inspector,
             publisher=self.publisher,
@@ -238,7 +250,7 @@ class House:
     @property
     def staged(self) -> list[Path]:
         """What is in the staging folder."""
-        return list(self._staging_folder.iterdir())
+        return list(self.staged_folder.iterdir())
 
     @property
     def manifest(self) -> Manifest | None:
@@ -256,10 +268,11 @@ class House:
 NAMES: Names = names_of("apibox", "task-1")
 
 
-def taken(path: Path) -> bytes:
-    """Return what is in a file, and remove it."""
+def taken(path: Path, *, leave: bool = False) -> bytes:
+    """Return what is in a file, and remove it unless it is to be left."""
     content = path.read_bytes()
-    path.unlink()
+    if not leave:
+        path.unlink()
     return content
 
 

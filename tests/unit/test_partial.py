@@ -10,7 +10,9 @@ import pytest
 from downloader import partial
 from downloader.answer import Known
 from downloader.digests import Promise
-from downloader.partial import LONGEST_KEPT_S, Partials
+from downloader.partial import LONGEST_KEPT_S, Partials, name_of
+from downloader.proven import Proven
+from shared.events import Evidence, Format
 
 TASK, LINK = "kie/1", "identity"
 KNOWN = Known(validator='"tag"', size_bytes=10, promised=(Promise("repr-digest", "sha-256", bytes(32)),))
@@ -161,3 +163,49 @@ def test_what_is_over_is_forgotten(partials: Partials, tmp_path: Path) -> None:
     os.close(working.file)
     assert partials.drop_oldest()
     assert list(tmp_path.iterdir()) == []
+
+
+def whole(partials: Partials, content: bytes, *, asked: str = LINK, task: str = TASK) -> Path:
+    """Leave what an attempt leaves that proved a file and could not store it."""
+    path = left(partials, content, task=task)
+    proven = Proven(
+        asked=asked,
+        link="https://cdn.example.com/a.wav",
+        came_by=LINK,
+        size_bytes=len(content),
+        sha256="0" * 64,
+        format=Format(
+            container="RIFF", codec="pcm", sample_rate_hz=1, channels=1, bits_per_sample=8, frames=1, duration_s=1.0
+        ),
+        warnings=(),
+        evidence=Evidence(trust=("token",), transport="content_length"),
+    )
+    partials.note(path, identity=LINK, known=KNOWN, synced_bytes=len(content), proven=proven)
+    return path
+
+
+def test_a_whole_file_waits_for_whoever_asks_for_it(partials: Partials) -> None:
+    """It is taken before a longer part, and an attempt at another link neither gets nor destroys it."""
+    left(partials, b"abcdef")
+    path = whole(partials, b"abc")
+    other = partials.claim(TASK, "another link")
+    assert other is not None
+    assert other.note.proven is None
+    os.close(other.file)
+    claim = partials.claim(TASK, LINK)
+    assert claim is not None
+    assert claim.note.proven is not None
+    assert claim.path.read_bytes() == b"abc"
+    assert not path.exists()
+    os.close(claim.file)
+
+
+def test_whole_files_are_let_go_last(partials: Partials) -> None:
+    """A cut download costs a part of a file, a whole one perhaps all of it: its link may be dead by now."""
+    path = whole(partials, bytes(600), task="kie/whole")
+    os.utime(path, (time.time() - 60,) * 2)
+    left(partials, bytes(600), task="kie/cut")
+    assert partials.tasks() == {name_of("kie/whole")}
+    left(partials, bytes(100), task="kie/cut")
+    assert partials.drop_oldest()
+    assert partials.tasks() == {name_of("kie/whole")}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from downloader.answer import Known
+from downloader.attempt import Attempt
 from downloader.fetch import Head, Held
-from downloader.staging import Attempt, Staging
+from downloader.staging import Staging
 from shared.errors import PermanentError, Reason, RetryableError, StartError
 from simulator.wavs import Flavour, wav
 

@@ -1,0 +1,104 @@
+"""Bringing a whole file to local disk: the one that an earlier attempt proved and could not store, else a fetched one.
+
+Responsible for: asking the vendor for no byte of a file that is here and whole, and for what a file must withstand to
+be called proven. It must not store anything, nor know HTTP or storages.
+
+Why a whole file is kept until it is in custody: `docs/adr/0015-the-staged-copy-outlives-the-proof.md`.
+"""
+
+from typing import Protocol
+
+import structlog
+
+from downloader.attempt import Attempt
+from downloader.fetch import Sink
+from downloader.links import Followed, Lead
+from downloader.metrics import DownloaderMetrics
+from downloader.proven import Proven
+from downloader.staging import Staging
+from shared.errors import Reason, RetryableError
+from shared.events import Evidence, digest
+from shared.links import identity, public
+
+log = structlog.get_logger()
+
+DIGEST_WARNING = "server_digest_differs"
+"""Of a file that is whole, but not what its server's digest says, however often it was fetched."""
+
+_DIGESTS_BELIEVED_FOR = 5
+"""Tries, until it is the header that is believed to be wrong: a file must not be lost for that."""
+
+
+class Fetching(Protocol):
+    """Where files come from."""
+
+    async def fetch(self, lead: Lead, sink: Sink) -> Followed:
+        """Stream a file into the sink; return the link it came by, which may be fresher than the lead's.
+
+        Raises retryable or permanent errors.
+        """
+
+
+class Bringing:
+    """Brings files.
+
+    Args:
+        source: follows links, past the fence.
+        staging: proves attempts, and keeps what is proven until it is stored.
+    """
+
+    def __init__(self, *, source: Fetching, staging: Staging, metrics: DownloaderMetrics) -> None:
+        self._source = source
+        self._staging = staging
+        self._metrics = metrics
+
+    async def bring(self, lead: Lead, attempt: Attempt, sink: Sink, *, tries: int) -> Proven:
+        """Return what is proven of the file that the attempt holds now.
+
+        Args:
+            attempt: begun for `asked(lead)`.
+            sink: the attempt, perhaps watched.
+            tries: attempts at it before this one.
+
+        Raises:
+            RetryableError, PermanentError: it could not be fetched, is not whole, or is none that we keep.
+        """
+        if attempt.has_proven:
+            if (recovered := await self._staging.recover(attempt)) is not None:
+                self._metrics.recovered.labels("whole").inc()
+                log.info("file.recovered", size_bytes=recovered.size_bytes, sha256=recovered.sha256)
+                return recovered
+            self._metrics.recovered.labels("damaged").inc()
+            log.warning("file.not_recovered", detail="the staged copy is not what was proven: it is fetched anew")
+        return await self._fetch(lead, attempt, sink, tries=tries)
+
+    async def _fetch(self, lead: Lead, attempt: Attempt, sink: Sink, *, tries: int) -> Proven:
+        followed = await self._source.fetch(lead, sink)
+        transport = followed.fetched.transport
+        proof = await self._staging.prove(attempt, body_proven_complete=transport != "close_delimited")
+        if proof.differs and tries < _DIGESTS_BELIEVED_FOR:
+            raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {', '.join(proof.differs)}")
+        judgement = proof.judgement
+        proven = Proven(
+            asked=asked(lead),
+            link=public(followed.url),
+            came_by=digest(identity(followed.url)),
+            size_bytes=attempt.size_bytes,
+            sha256=proof.sha256,
+            format=judgement.format,
+            warnings=(*map(str, judgement.warnings), *((DIGEST_WARNING,) if proof.differs else ())),
+            evidence=Evidence(
+                trust=followed.trust,
+                transport=transport,
+                digest=proof.digest,
+                matched=proof.matched,
+                differs=proof.differs,
+            ),
+        )
+        await self._staging.note(attempt, proven)
+        return proven
+
+
+def asked(lead: Lead) -> str:
+    """Return what tells the file behind a lead's link from others: only what was asked for by it may stand for it."""
+    return digest(identity(lead.url))

@@ -1,0 +1,240 @@
+"""What is proven is not fetched again: the staged copy outlives whatever happens until the file is in custody."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from downloader.janitor import Found, Janitor
+from downloader.keeping_metrics import KeepingMetrics
+from downloader.shelves import find
+from downloader.staging import Staging
+from shared.errors import PermanentError, Reason, RetryableError
+from tests.unit.custody_fakes import (
+    CONTENT,
+    NAMES,
+    NOW,
+    OTHER_CONTENT,
+    OTHER_LINK,
+    QUERY,
+    CrashError,
+    FakeSource,
+    House,
+    succeeded,
+)
+
+DEAD = RetryableError(Reason.LINK_EXPIRED, "gone")
+STORE_DOWN = RetryableError(Reason.STORAGE_FAILED, "503")
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what blocks."""
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+@pytest.fixture
+def house(tmp_path: Path, executor: ThreadPoolExecutor) -> House:
+    """Custody among fakes, with a storage that copies what is staged, as an object store does."""
+    house = House(tmp_path / "staging", executor)
+    house.storage.copies = True
+    return house
+
+
+async def damage_once(house: House) -> None:
+    """Fail an attempt because the store gives back something else."""
+    house.storage.damages = True
+    with pytest.raises(RetryableError) as caught:
+        await house.custody().handle(succeeded())
+    assert caught.value.reason is Reason.STORED_FILE_DIFFERS
+    house.storage.damages = False
+
+
+async def fail_at(house: House, *errors: Exception | None) -> None:
+    """Fail an attempt because the store fails, at the call whose turn it is."""
+    house.storage.errors = list(errors)
+    with pytest.raises(type(errors[-1]) if errors[-1] else RetryableError):
+        await house.custody().handle(succeeded())
+
+
+async def cancel(house: House) -> None:
+    """End an attempt by the end of the process, while the store is at it."""
+    reached = asyncio.Event()
+    create = house.storage.create
+
+    async def hang(key: str, content: bytes) -> bool:
+        if not reached.is_set():
+            reached.set()
+            await asyncio.Event().wait()
+        return await create(key, content)
+
+    house.storage.create = hang  # type: ignore[method-assign]
+    task = asyncio.create_task(house.custody().handle(succeeded()))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+WAYS: dict[str, Callable[[House], Awaitable[None]]] = {
+    "damaged at read-back": damage_once,
+    "upload refused": lambda house: fail_at(house, STORE_DOWN),
+    "manifest refused": lambda house: fail_at(house, None, STORE_DOWN),
+    "a fault of ours": lambda house: fail_at(house, None, CrashError()),
+    "told to end": cancel,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_proven_file_is_stored_though_its_link_is_dead_by_then(house: House, way: str) -> None:
+    """However storing fails, the next attempt, of another process, needs no byte of the vendor's; nothing is left."""
+    await WAYS[way](house)
+    assert NAMES.manifest not in house.storage.objects
+    assert house.publisher.told == []
+    house.source.errors = [DEAD, DEAD]
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == CONTENT
+    assert house.publisher.types == ["conversion.stored"]
+    assert len(house.source.followed) == 1
+    assert house.count("recoveries_total", outcome="whole") == 1
+    assert house.staged == []
+
+
+async def test_what_is_told_is_what_was_proven(house: House) -> None:
+    """A manifest of a recovered file says of its proof what it would have said at once; its note holds no key."""
+    house.source.transport = "close_delimited"
+    await damage_once(house)
+    assert QUERY not in "".join(path.read_text() for path in house.staged if path.suffix == ".note")
+    message = succeeded()
+    await house.custody().handle(message)
+    assert house.count("recoveries_total", outcome="whole") == 1
+    recovered = house.manifest
+    fresh = House(house.staged_folder.parent / "fresh", house.executor)
+    fresh.source.transport = "close_delimited"
+    await fresh.custody().handle(message)
+    assert recovered is not None
+    assert recovered == fresh.manifest
+    assert recovered.evidence.transport == "close_delimited"
+
+
+async def test_a_crash_anywhere_after_the_proof_fetches_nothing_again(tmp_path: Path) -> None:
+    """Whichever effect is the last before an attempt breaks, the file is fetched once, and stored once."""
+    crashed_at = 0
+    with ThreadPoolExecutor(4) as executor:
+        while True:
+            house = House(tmp_path / "staging", executor)
+            house.storage.copies = True
+            house.steps.crash_after = crashed_at
+            crashed = False
+            try:
+                await house.custody().handle(succeeded())
+            except CrashError:
+                crashed = True
+                await house.custody().handle(succeeded())
+            fetches = 2 if crashed and crashed_at == 0 else 1  # the first effect is the fetch: nothing was proven yet
+            assert len(house.steps.starting("fetch")) == fetches
+            assert house.manifest is not None
+            assert house.storage.objects[house.manifest.audio] == CONTENT
+            assert house.staged == []
+            if not crashed:
+                break
+            crashed_at += 1
+    assert crashed_at >= 3
+
+
+async def test_a_report_of_another_link_leaves_a_proven_file_alone(house: House) -> None:
+    """It fetches what it asks for, and what it was denied does not cost the file that is here."""
+    await damage_once(house)
+    house.source.errors = [DEAD]
+    with pytest.raises(RetryableError):
+        await house.custody().handle(succeeded(OTHER_LINK))
+    other = FakeSource(house.steps, content=OTHER_CONTENT, errors=[RetryableError(Reason.BODY_CUT, "cut")])
+    with pytest.raises(RetryableError):
+        await house.custody(other).handle(succeeded(OTHER_LINK))
+    await house.custody(FakeSource(house.steps, errors=[DEAD])).handle(succeeded())
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == CONTENT
+    assert house.staged == []
+
+
+async def test_a_staged_copy_that_rotted_is_fetched_anew(house: House) -> None:
+    """What is not what was proven is never stored under its name, and says nothing against the vendor's file."""
+    await damage_once(house)
+    (copy,) = (path for path in house.staged if path.suffix == ".part")
+    copy.write_bytes(b"<html>" + CONTENT[6:])
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == CONTENT
+    assert len(house.source.followed) == 2
+    assert house.count("recoveries_total", outcome="damaged") == 1
+    assert house.staged == []
+
+
+async def test_a_moved_file_leaves_no_note(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    """In a folder on the same disk the file itself was moved: nothing is left beside it that nobody could use."""
+    house = House(tmp_path / "staging", executor)
+    await damage_once(house)
+    assert house.staged == []
+    await house.custody().handle(succeeded())
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_what_cannot_get_better_leaves_no_copy(house: House) -> None:
+    """A file whose report is parked waits for nobody on this disk."""
+    house.storage.errors = [PermanentError(Reason.MESSAGE_UNKNOWN, "a manifest that only a person can read")]
+    with pytest.raises(PermanentError):
+        await house.custody().handle(succeeded())
+    assert house.staged == []
+
+
+async def test_giving_up_leaves_no_copy(house: House) -> None:
+    """A rejection is an end state: what was staged for the task goes with it."""
+    await damage_once(house)
+    assert house.staged
+    await house.custody().give_up(succeeded(), Reason.STORED_FILE_DIFFERS, "again and again")
+    assert house.publisher.types == ["conversion.rejected"]
+    assert house.staged == []
+
+
+async def leave_behind(house: House) -> None:
+    """Store a task, and leave the copy that a process leaves which dies right after it made the manifest."""
+    await damage_once(house)
+    copies = {path: house.staged_folder.parent / path.name for path in house.staged}
+    for path, copy in copies.items():
+        shutil.copy(path, copy)
+    await house.custody().handle(succeeded())
+    assert house.staged == []
+    name = f"{next(iter(copies)).name.partition('.')[0]}.{uuid4().hex}"
+    for path, copy in copies.items():
+        shutil.move(copy, house.staged_folder / f"{name}{path.suffix}")
+
+
+async def test_a_copy_that_a_dead_process_left_beside_a_manifest_goes(house: House) -> None:
+    """The redelivery of a task that is stored removes it, and fetches and tells nothing again."""
+    await leave_behind(house)
+    assert len(house.staged) == 2
+    await house.custody().handle(succeeded())
+    assert house.staged == []
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_a_copy_of_what_another_replica_stored_goes(house: House, executor: ThreadPoolExecutor) -> None:
+    """Housekeeping removes what is left here of a task whose report went to somebody else; others' copies stay."""
+    await leave_behind(house)
+    metrics = KeepingMetrics(CollectorRegistry())
+    janitor = Janitor(
+        staging=Staging(house.staged_folder, executor=executor), storage=house.storage, temporary=(), metrics=metrics
+    )
+    task = await find(house.storage, NAMES)
+    janitor.sweep()
+    await janitor.look(type(task)(task.names, {}), Found(), now=NOW)
+    assert len(house.staged) == 2
+    await janitor.look(task, Found(), now=NOW)
+    assert house.staged == []
