@@ -29,7 +29,7 @@ from downloader.settings import DownloaderSettings
 from downloader.space import Space
 from downloader.staging import Staging
 from downloader.storage import Storage
-from downloader.storage_factory import build_storage
+from downloader.storage_factory import build_storage, build_uploads
 from downloader.storage_folder import TEMPORARY
 from downloader.vendor_api import VendorApi
 from shared import lifecycle
@@ -143,6 +143,7 @@ class Downloader:
                 storage=self._storage,
                 temporary=() if folder is None else (folder / TEMPORARY,),
                 metrics=self._metrics.keeping,
+                uploads=build_uploads(settings, executor=self._executor, clock=clock),
             ),
             retention=Retention(
                 mode=settings.retention_mode,

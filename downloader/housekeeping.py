@@ -85,6 +85,7 @@ class Housekeeping:
         now = self._clock()
         loop = asyncio.get_running_loop()
         self._metrics.swept.inc(await loop.run_in_executor(self._executor, self._janitor.sweep))
+        await self._janitor.sweep_uploads()
         found, kept_bytes = Found(), 0
         self._space.count()
         await self._retention.begin()

@@ -1,11 +1,12 @@
 """The janitor: what nobody will ever come back for.
 
 Responsible for: sweeping what dead writers left in local folders, and what attempts left of tasks that another replica
-has stored since; finding orphans: audio that no manifest names.
+has stored since; ending uploads that nobody will end; finding orphans: audio that no manifest names.
 An orphan is told and never deleted: it may be all that is left of a file whose manifest was lost, and an attempt that
 comes late may need it in the same moment. `wavekeep audit --adopt` makes a stored file of it; a person deletes.
 """
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,7 +19,8 @@ from downloader.keeping_metrics import KeepingMetrics
 from downloader.manifest import read_manifest
 from downloader.shelves import Task
 from downloader.staging import Staging
-from downloader.storage import Entry, Storage, sweep, translating
+from downloader.storage import Entry, Storage, Uploads, sweep, translating
+from downloader.storage_failure import StoreError
 from shared.errors import PermanentError
 
 log = structlog.get_logger()
@@ -28,6 +30,8 @@ OLD_ENOUGH: Final = timedelta(days=1)
 
 SWEEP_AFTER_S: Final = 3_600.0
 TOLD_BY_NAME: Final = 10
+UPLOADS_TIMEOUT_S: Final = 300.0
+"""What a round gives to old uploads; the next one goes on."""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Janitor:
 
     Args:
         temporary: folders of temporary files whose living writers hold a lock on them.
+        uploads: None where the storage keeps none that could be found.
     """
 
     def __init__(
@@ -57,12 +62,15 @@ class Janitor:
         storage: Storage,
         temporary: Iterable[Path],
         metrics: KeepingMetrics,
+        uploads: Uploads | None = None,
     ) -> None:
         self._staging = staging
         self._storage = storage
         self._temporary = tuple(temporary)
         self._metrics = metrics
+        self._uploads = uploads
         self._waiting: frozenset[str] = frozenset()
+        self._denial_told = False
 
     def sweep(self) -> int:
         """Remove the files of dead writers that are over an hour old; return how many. Blocking.
@@ -75,6 +83,31 @@ class Janitor:
         with translating():
             swept += sum(sweep(folder, older_than_s=SWEEP_AFTER_S) for folder in self._temporary)
         return swept
+
+    async def sweep_uploads(self) -> None:
+        """End the uploads that nobody will end. Where that fails it is counted and told, and the round goes on.
+
+        A store that will not let us, with the same rights, ever, is told once.
+        """
+        if self._uploads is None:
+            return
+        ended: list[str] = []
+        try:
+            async with asyncio.timeout(UPLOADS_TIMEOUT_S):
+                async for key in self._uploads.sweep():
+                    ended.append(key)
+                    self._metrics.uploads_ended.inc()
+        except (StoreError, TimeoutError) as error:
+            denied = isinstance(error, StoreError) and error.denied
+            self._metrics.upload_sweeps.labels("denied" if denied else "failed").inc()
+            if not (denied and self._denial_told):
+                log.warning("uploads.not_swept", denied=denied, detail=str(error) or "not done in time")
+            self._denial_told = denied
+        else:
+            self._metrics.upload_sweeps.labels("done").inc()
+            self._denial_told = False
+        if ended:
+            log.info("uploads.ended", count=len(ended), first=ended[:TOLD_BY_NAME])
 
     async def look(self, task: Task, found: Found, *, now: datetime) -> None:
         """Look at what is there of a task: forget what is left to go on from if it is stored, add orphans to `found`.

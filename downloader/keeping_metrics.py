@@ -11,6 +11,7 @@ Rule = Literal["age", "size"]
 
 DISKS = ("staging", "storage")
 ROUND_OUTCOMES = ("done", "failed", "crashed")
+SWEEP_OUTCOMES = ("done", "denied", "failed")
 RULES: Final[tuple[Rule, ...]] = ("age", "size")
 
 
@@ -51,6 +52,15 @@ class KeepingMetrics:
             "wavekeep_downloader_orphans", "Files in storage that no manifest names, for over a day.", registry=registry
         )
         self.orphan_bytes = Gauge("wavekeep_downloader_orphan_bytes", "Size of these.", registry=registry)
+        self.upload_sweeps = Counter(
+            "wavekeep_downloader_upload_sweeps_total",
+            "Searches of an S3 storage for uploads that nobody will end; denied where the right is missing.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.uploads_ended = Counter(
+            "wavekeep_downloader_uploads_ended_total", "Uploads that these ended.", registry=registry
+        )
         self.named = Gauge(
             "wavekeep_downloader_retention_named_files",
             "Tasks whose files retention names to go, by the rule that does.",
@@ -74,6 +84,8 @@ class KeepingMetrics:
             self.disk_reserve.labels(disk)
         for outcome in ROUND_OUTCOMES:
             self.rounds.labels(outcome)
+        for outcome in SWEEP_OUTCOMES:
+            self.upload_sweeps.labels(outcome)
         for rule in RULES:
             self.named.labels(rule)
             self.named_bytes.labels(rule)

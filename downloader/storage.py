@@ -83,6 +83,13 @@ class Storage(Protocol):
         """Return the address others find it under."""
 
 
+class Uploads(Protocol):
+    """Uploads to an object store that were begun and not ended."""
+
+    def sweep(self) -> AsyncIterator[str]:
+        """Abort what nobody can be at any more; yield the key of each once it is gone. Raises a `StoreError`."""
+
+
 @contextlib.contextmanager
 def translating() -> Generator[None, None, None]:
     """Turn what the operating system says about a disk into our words: full, or failed."""

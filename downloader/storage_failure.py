@@ -56,6 +56,11 @@ class StoreError(RetryableError):
         return self.status == 404 and not self.no_bucket
 
     @property
+    def denied(self) -> bool:
+        """Whether asking again in the same way will not help: no right to it, or the store cannot do it."""
+        return self.status in {401, 403} | _NO_SUPPORT
+
+    @property
     def taken(self) -> bool:
         """Whether a condition was refused: the key is taken, or holds another version."""
         return self.status in {409, 412}

@@ -81,8 +81,12 @@ class Bucket:
         }
 
     def uploads(self) -> list[str]:
-        """Return the keys of uploads that were begun, and neither completed nor aborted."""
+        """Return the whole keys of uploads that were begun, and neither completed nor aborted."""
         return [each.findtext("{*}Key", "") for each in self._ask("?uploads").iterfind("{*}Upload")]
+
+    def begin_upload(self, key: str) -> None:
+        """Begin an upload under a whole key, and forget it."""
+        _call("POST", f"{self.server}/{self.name}/{key}?uploads", body=b"")
 
     def _ask(self, query: str) -> ET.Element:
         return ET.fromstring(_call("GET", f"{self.server}/{self.name}{query}")[1])

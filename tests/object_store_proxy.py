@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import signal
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import msgspec
@@ -19,6 +20,8 @@ from yarl import URL
 
 _LOOPBACK = "127.0.0.1"
 _LARGEST_BYTES = 2**40
+BEGUN = "2010-11-10T20:48:33.000Z"
+"""When the stand-in says that every upload was begun, and so taken for dead; here it becomes a minute ago."""
 _HOP_BY_HOP = {"transfer-encoding", "connection", "content-encoding", "content-length", "host"}
 
 
@@ -33,6 +36,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         delay_s: before anything.
         cut: hang up once the request's head is there, in the middle of its body; or, where `done`, without an answer.
         dropped: headers that the store never sees.
+        replaced: texts in the store's answer, by what they become.
         damaged: the last byte of the store's answer is another one.
     """
 
@@ -44,6 +48,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     delay_s: float = 0
     cut: bool = False
     dropped: tuple[str, ...] = ()
+    replaced: dict[str, str] = {}
     damaged: bool = False
 
     @property
@@ -92,6 +97,10 @@ class StoreProxy:
             allow_redirects=False,
         ) as answer:
             body = await answer.read()
+            for text, other in manner.replaced.items():
+                body = body.replace(text.encode(), other.encode())
+            lately = datetime.now(UTC) - timedelta(minutes=1)
+            body = body.replace(BEGUN.encode(), f"{lately:%Y-%m-%dT%H:%M:%S}.000Z".encode())
             if manner.damaged and body:
                 body = body[:-1] + bytes([body[-1] ^ 1])
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}

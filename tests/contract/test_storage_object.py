@@ -14,6 +14,8 @@ import pytest
 
 from downloader.storage import Storage
 from downloader.storage_object import PART_BYTES
+from downloader.storage_uploads import ForgottenUploads
+from shared.clock import system_clock
 from shared.errors import Reason, RetryableError
 from tests.contract.storages import ROOT, ObjectKit, other_process, said, staged, tell
 from tests.object_store import Proxy, Server
@@ -193,6 +195,13 @@ async def test_the_documented_rights_are_exactly_those_used(
     await storage.replace(KEY, b"{}")
     assert not await storage.create(KEY, b"{}")
     await storage.digest(AUDIO)
+    uploads = ForgottenUploads(
+        object_kit.bucket.address,
+        executor=object_kit.executor,
+        transfer_timeout_s=object_kit.transfer_timeout_s,
+        clock=system_clock,
+    )
+    assert [key async for key in uploads.sweep()] == []
     used = {_right(line) for line in store_proxy.met()}
     with pytest.raises(asyncio.CancelledError):
         await _cancelled(storage.keep(staged(tmp_path / "staging", LARGE), AUDIO), store_proxy)
@@ -215,12 +224,20 @@ def test_the_library_is_loaded_only_where_a_store_is_configured(tmp_path: Path) 
         "import sys\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from downloader.app import DownloaderSettings\n"
-        "from downloader.storage_factory import build_storage\n"
+        "from downloader.storage_factory import build_storage, build_uploads\n"
+        "from shared.clock import system_clock\n"
         "import cli.__main__, standalone.app\n"
-        "build_storage(DownloaderSettings(), executor=ThreadPoolExecutor(1))\n"
-        "assert 'obstore' not in sys.modules\n"
-        "build_storage(DownloaderSettings(storage_url='s3://bucket/kept'), executor=ThreadPoolExecutor(1))\n"
-        "assert 'obstore' in sys.modules\n"
+        "executor = ThreadPoolExecutor(1)\n"
+        "def build(**settings):\n"
+        "    settings = DownloaderSettings(**settings)\n"
+        "    uploads = build_uploads(settings, executor=executor, clock=system_clock)\n"
+        "    return build_storage(settings, executor=executor), uploads\n"
+        "assert build()[1] is None\n"
+        "assert not {'obstore', 'botocore'} & set(sys.modules)\n"
+        "assert build(storage_url='gs://bucket/kept')[1] is None\n"
+        "assert 'botocore' not in sys.modules\n"
+        "assert build(storage_url='s3://bucket/kept')[1] is not None\n"
+        "assert {'obstore', 'botocore'} <= set(sys.modules)\n"
     )
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("WAVEKEEP_", "AWS_"))}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=surroundings)
@@ -280,6 +297,8 @@ def _right(line: str) -> str:
     """Return the right that S3 asks for before it does a request."""
     if "list-type=2" in line:
         return "s3:ListBucket"
+    if "?uploads&" in line and line.startswith("GET "):
+        return "s3:ListBucketMultipartUploads"
     method, _, path = line.partition(" ")
     if method == "DELETE":
         return "s3:AbortMultipartUpload" if "uploadId=" in path else "s3:DeleteObject"

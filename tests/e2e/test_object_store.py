@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,36 @@ import pytest
 
 from simulator.wavs import wav
 from tests.e2e.harness import House, new_task, wait_for
-from tests.object_store import Bucket, environment, running_server
+from tests.object_store import Bucket, Proxy, Server, environment, running_proxy, running_server
+from tests.object_store_proxy import BEGUN
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    """A bucket on a real S3 server over HTTP."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real S3 server over HTTP."""
     with running_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server.bucket()
+        yield server
 
 
 @pytest.fixture(scope="module")
-def house(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def bucket(server: Server) -> Bucket:
+    """A bucket on it."""
+    return server.bucket()
+
+
+@pytest.fixture(scope="module")
+def proxy(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """What tells the service when uploads were begun."""
+    with running_proxy(tmp_path_factory.mktemp("proxy"), server) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def house(bucket: Bucket, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """All services in one process, keeping files in the bucket."""
-    settings = {"WAVEKEEP_STORAGE_URL": bucket.address, **environment(bucket.server)}
+    settings = {"WAVEKEEP_STORAGE_URL": bucket.address, **environment(proxy.url)}
     house = House(tmp_path_factory.mktemp("house"), settings=settings)
     with house.deployment:
         yield house
@@ -108,3 +123,17 @@ def test_a_store_that_is_not_there_ends_the_process_with_one_sentence(bucket: Bu
     assert done.returncode != 0
     assert "There is no bucket bucket-of-nobody" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_service_looks_for_uploads_that_nobody_will_end(house: House, bucket: Bucket, proxy: Proxy) -> None:
+    """Housekeeping of a service on S3 ends what was begun long ago; what is not of Wavekeep's making stays."""
+    forgotten = "kept/here/kie/ab/task.0123456789ab.wav"
+    for key in (forgotten, "kept/here/backup.tar"):
+        bucket.begin_upload(key)
+    proxy.tell(replaced={BEGUN: BEGUN.replace("2010", "2020")})
+    house.deployment.stop()
+    house.deployment.start()
+    wait_for(lambda: bucket.uploads() == ["kept/here/backup.tar"], "it is ended")
+    (ops,) = house.deployment.ops_urls.values()
+    with urllib.request.urlopen(f"{ops}/metrics") as answer:
+        assert "wavekeep_downloader_uploads_ended_total 1.0" in answer.read().decode()

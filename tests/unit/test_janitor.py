@@ -1,7 +1,7 @@
 """The janitor: orphans are told, and deleted only where that is wanted and they still are orphans."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from downloader import manifest as records
 from downloader.janitor import SWEEP_AFTER_S, Found, Janitor
 from downloader.keeping_metrics import KeepingMetrics
 from downloader.shelves import find
 from downloader.staging import Staging
+from downloader.storage import Uploads
+from downloader.storage_failure import StoreError
 from tests.unit.custody_fakes import NAMES, NOW, House, succeeded
 
 LATER = NOW + timedelta(days=1)
@@ -93,3 +96,42 @@ def test_files_of_dead_writers_are_swept(house: House, tmp_path: Path, executor:
             os.utime(path, (before, before))
     assert janitor(house, tmp_path, executor).sweep() == 2
     assert [path for path in paths if path.exists()] == [path for path in paths if path.name == "new.part"]
+
+
+class FakeUploads:
+    """Ends one upload, then fails if it is told to."""
+
+    def __init__(self) -> None:
+        self.error: StoreError | None = None
+
+    async def sweep(self) -> AsyncIterator[str]:
+        """Pretend."""
+        yield "kie/ab/task.0123456789ab.wav"
+        if self.error is not None:
+            raise self.error
+
+
+async def test_uploads_are_ended_and_a_denial_is_told_once(house: House, tmp_path: Path, executor: Executor) -> None:
+    """Whatever the store says, no round fails for it; it is counted each time, a missing right is told one time."""
+    registry, uploads = CollectorRegistry(), FakeUploads()
+    checked: Uploads = uploads
+    working = Janitor(
+        staging=Staging(tmp_path / "staging", executor=executor),
+        storage=house.storage,
+        temporary=(),
+        metrics=KeepingMetrics(registry),
+        uploads=checked,
+    )
+
+    def count(outcome: str) -> float | None:
+        return registry.get_sample_value("wavekeep_downloader_upload_sweeps_total", {"outcome": outcome})
+
+    denied, failed = (StoreError("the object store answered", status=status) for status in (403, 503))
+    with capture_logs() as logs:
+        for uploads.error in (denied, denied, failed, failed, None, denied):
+            await working.sweep_uploads()
+    assert (count("denied"), count("failed"), count("done")) == (3, 2, 1)
+    assert registry.get_sample_value("wavekeep_downloader_uploads_ended_total") == 6
+    told = [line["denied"] for line in logs if line["event"] == "uploads.not_swept"]
+    assert told == [True, False, False, True]
+    assert len([line for line in logs if line["event"] == "uploads.ended"]) == 6
