@@ -15,8 +15,7 @@ from cli.session import broker, finish, settings
 from cli.status import find_vendor, vendor_option
 from downloader.fence import Fence
 from downloader.fetch import Fetcher, Limits
-from downloader.manifest import Manifest
-from downloader.replacement import LONGEST_EXPLANATION, Content, RefusedError, Replacing, from_file, from_link
+from downloader.replacement import LONGEST_EXPLANATION, Content, RefusedError, Replaced, Replacing, from_file, from_link
 from downloader.staging import Staging
 from downloader.storage_factory import build_storage
 from shared.clock import system_clock
@@ -45,18 +44,17 @@ def replace(
     if (url is None) == (path is None):
         raise click.UsageError("Say where the new file is: --url URL or --file PATH.")
     named, task_id = find_vendor(vendor, task)
-    manifest, changed = finish(lambda: _replace(named, task_id, url, path, explanation))
+    done = finish(lambda: _replace(named, task_id, url, path, explanation))
+    manifest = done.manifest
     if json_output:
-        print_json({"replaced": changed, "manifest": manifest})
-    elif changed:
+        print_json({"replaced": done.outcome == "replaced", "manifest": manifest})
+    elif done.outcome == "replaced":
         click.echo(f"Replaced: {manifest.uri} ({manifest.size_bytes} bytes), revision {manifest.revision}.")
     else:
         click.echo(f"Nothing to do: this file has the place already, in revision {manifest.revision}.")
 
 
-async def _replace(
-    vendor: str, task_id: str, url: str | None, path: Path | None, explanation: str | None
-) -> tuple[Manifest, bool]:
+async def _replace(vendor: str, task_id: str, url: str | None, path: Path | None, explanation: str | None) -> Replaced:
     found = settings()
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(broker())

@@ -19,10 +19,10 @@ from cli.output import as_json, print_json, print_table
 from cli.parked import SERVICES
 from cli.session import broker, finish, settings
 from cli.waiting import LOOK_AT_MOST
-from downloader.manifest import read_manifest
 from downloader.names import Names, names_of
 from downloader.storage import Entry, Storage
 from downloader.storage_factory import build_storage
+from downloader.tombstone import Expiry, read_revision
 from shared.errors import PermanentError, Reason, StartError, WavekeepError
 from shared.events import Evidence
 from shared.vendors import Vendor
@@ -220,17 +220,25 @@ async def _revisions(storage: Storage, names: Names) -> list[dict[str, Any]]:
         content = await storage.read(names.revision(number))
         if content is None:
             break
-        manifest = read_manifest(content)
-        marker = names.announced if number == 1 else names.replacement_announced(number)
+        record = read_revision(content)
+        if isinstance(record, Expiry):  # told before anything follows it
+            told = await storage.read(names.expiry_announced) == f"{record.event_id}\n".encode()
+            audio, at = None, record.expired_at
+            announced = told or await storage.exists(names.revision(number + 1))
+            explanation: str | None = f"revision {record.revision} was let go, by {record.rule}"
+        else:
+            marker = names.announced if number == 1 else names.replacement_announced(number)
+            audio, at, announced = record.audio, record.stored_at, await storage.exists(marker)
+            explanation = record.replacement.explanation if record.replacement else None
         found.append(
             {
                 "revision": number,
-                "sha256": manifest.sha256,
-                "size_bytes": manifest.size_bytes,
-                "audio": manifest.audio,
-                "stored_at": manifest.stored_at,
-                "announced": await storage.exists(marker),
-                "explanation": manifest.replacement.explanation if manifest.replacement else None,
+                "sha256": record.sha256,
+                "size_bytes": record.size_bytes,
+                "audio": audio,
+                "stored_at": at,
+                "announced": announced,
+                "explanation": explanation,
             }
         )
     return found if len(found) > 1 else []

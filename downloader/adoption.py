@@ -138,7 +138,7 @@ class Adoption:
         Its name holds the beginning of the digest that was proven when it came: that, and its structure, must fit.
         """
         judgement, digest = await self._judge(entry)
-        if seen.holding.names.audio(digest) != entry.key:
+        if not seen.holding.names.is_audio(entry.key, digest):
             raise _RefusedError("its SHA-256 is not the one in its name")
         vendor, uri = seen.holding.vendor, self._storage.uri(entry.key)
         return Manifest(

@@ -15,12 +15,12 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import Final, TypeVar
 
-from downloader.expiry import read_expiry
 from downloader.findings import Finding, Kind
 from downloader.holdings import Holding, Selection, holdings
-from downloader.manifest import Manifest, read_manifest
+from downloader.manifest import Manifest
 from downloader.names import Names, names_of
 from downloader.storage import Entry, Storage
+from downloader.tombstone import Expiry, read_expiry, read_revision
 from shared.clock import Clock
 from shared.errors import PermanentError, Reason, RetryableError
 
@@ -38,6 +38,7 @@ class Audited:
     Attributes:
         task_id: the vendor's; its SHA-256 where only that is known.
         manifests: that could be read, by key: the one in its place first, then the revisions.
+        tombstones: that stand among these.
         files: audio files that were read.
         size_bytes: of these together.
     """
@@ -45,6 +46,7 @@ class Audited:
     holding: Holding
     task_id: str
     manifests: dict[str, Manifest] = field(default_factory=dict)
+    tombstones: list[Expiry] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     files: int = 0
     size_bytes: int = 0
@@ -136,10 +138,15 @@ class Auditor:
             if content is None:
                 continue
             try:
-                seen.manifests[key] = _fitting(content, names, number)
+                record = _fitting(content, names, number)
             except PermanentError as error:
                 there = replace(finding, found_sha256=sha256(content).hexdigest(), found_size_bytes=len(content))
                 unread.append(replace(there, detail=error.detail))
+                continue
+            if isinstance(record, Expiry):
+                seen.tombstones.append(record)
+            else:
+                seen.manifests[key] = record
         return unread
 
     async def _find_lost_manifest(self, seen: Audited) -> None:
@@ -180,6 +187,8 @@ class Auditor:
 
     async def _may_be_missing(self, seen: Audited, manifest: Manifest) -> bool:
         """Tell whether retention let the file go, or a person took away all that speaks of it meanwhile."""
+        if any(manifest.revision <= tombstone.revision for tombstone in seen.tombstones):
+            return True
         tombstone = await self._storage.read(seen.holding.names.expired)
         if tombstone is not None:
             try:
@@ -251,15 +260,19 @@ def marker_of(names: Names, manifest: Manifest) -> str:
     return names.announced if manifest.revision == 1 else names.replacement_announced(manifest.revision)
 
 
-def _fitting(content: bytes, names: Names, number: int | None) -> Manifest:
-    """Read a manifest, which must be of this task.
+def _fitting(content: bytes, names: Names, number: int | None) -> Manifest | Expiry:
+    """Read a manifest, or a tombstone in the place of one, which must be of this task.
 
     Raises:
         PermanentError: it cannot be read, or speaks of something else than what it is called after.
     """
-    manifest = read_manifest(content)
-    own = names_of(manifest.vendor, manifest.task_id) == names and manifest.audio == names.audio(manifest.sha256)
-    whole = (manifest.revision > 1) == (manifest.replacement is not None)
-    if not own or not whole or number not in {None, manifest.revision}:
-        raise PermanentError(Reason.STORAGE_FAILED, "the manifest speaks of something else than its name says")
-    return manifest
+    record = read_revision(content)
+    own = names_of(record.vendor, record.task_id) == names
+    if isinstance(record, Expiry):
+        fits = own and number == record.revision + 1
+    else:
+        whole = (record.revision > 1) == (record.replacement is not None)
+        fits = own and whole and names.is_audio(record.audio, record.sha256) and number in {None, record.revision}
+    if not fits:
+        raise PermanentError(Reason.STORAGE_FAILED, "the record speaks of something else than its name says")
+    return record

@@ -1,73 +1,36 @@
 """Letting one task's files go, so that a crash at any step is seen as what it is, and finished later.
 
-Responsible for: the order. First the tombstone `.expired`, the commit point: from then on the audio may be missing,
-and that is no damage. Then `file.expired`, confirmed and marked. Only then the files, of every revision. Manifest,
-revisions and markers stay for ever: the task stays stored, so that a late callback fetches nothing anew. It must not
-decide which tasks go: `downloader.retention` does.
+Responsible for: the order. First the tombstone, created where the next revision would stand: the commit point, at which
+either retention or a person who replaces the file wins, see `downloader.tombstone`. From then on the audio may be
+missing, and that is no damage. Then `file.expired`, confirmed and marked. Only then the files, of every revision so
+far, and the record that they are gone: what is there later came back, and stays. Manifest, revisions and markers stay
+for ever: the task stays stored, so that a late callback fetches nothing anew. It must not decide which tasks go:
+`downloader.retention` does.
+
+Nothing that comes after a tombstone is named as what it condemns (`Names.audio`), so a deletion that comes late finds
+no file of a later revision.
 """
 
-from datetime import UTC, datetime, timedelta
-from typing import Literal
+from datetime import UTC, timedelta
+from typing import Final
 
-import msgspec
 import structlog
 
 from downloader.keeping_metrics import KeepingMetrics, Rule
 from downloader.manifest import Manifest, read_manifest
 from downloader.names import Names
 from downloader.shelves import Task
-from downloader.storage import Storage
+from downloader.storage import Entry, Storage
+from downloader.tombstone import Expiry, copied, next_of, tell, write_expiry
 from shared import events
 from shared.clock import Clock
-from shared.errors import PermanentError, Reason
 from shared.events import FileExpired
 from shared.messaging.port import Publisher
-from shared.vendors import Vendor
 
 log = structlog.get_logger()
 
-_CLOCKS_DIFFER = timedelta(minutes=10)
+_CLOCKS_DIFFER: Final = timedelta(minutes=10)
 """Ours and the storage's, at most."""
-
-
-class Expiry(msgspec.Struct, frozen=True, kw_only=True):
-    """The tombstone: what went, and why. It speaks of one revision: a later one, put there by a person, is alive."""
-
-    version: Literal[1] = 1
-    vendor: Vendor
-    task_id: str
-    revision: int
-    uri: str
-    size_bytes: int
-    sha256: str
-    rule: Rule
-    expired_at: datetime
-    event_id: str
-
-    def announcement(self) -> FileExpired:
-        """Return what `file.expired` says of it: always the same."""
-        return FileExpired(
-            vendor=self.vendor,
-            task_id=self.task_id,
-            revision=self.revision,
-            uri=self.uri,
-            size_bytes=self.size_bytes,
-            sha256=self.sha256,
-            rule=self.rule,
-            expired_at=self.expired_at,
-        )
-
-
-def read_expiry(content: bytes) -> Expiry:
-    """Read a tombstone.
-
-    Raises:
-        PermanentError: it is damaged or of a later version; only a person can tell which.
-    """
-    try:
-        return msgspec.json.decode(content, type=Expiry)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PermanentError(Reason.STORAGE_FAILED, f"a record cannot be read: {error}") from error
 
 
 class Expiring:
@@ -86,8 +49,8 @@ class Expiring:
     async def expire(self, task: Task, rule: Rule | None) -> int:
         """Let the files of an announced task go; return how many bytes went, 0 where they have to stay.
 
-        They stay where the manifest is younger than its listing told, where the vendor still keeps the file, or where
-        a replacement is under way.
+        They stay where the manifest is younger than its listing told, where the vendor still keeps the file, where a
+        person's file comes or came in their place, and where they came back after they were gone.
 
         Args:
             rule: that names it; None where only what was begun is to be finished.
@@ -101,20 +64,29 @@ class Expiring:
         if content is None:
             return 0
         manifest = read_manifest(content)
-        keys = await self._keys(names, manifest)  # before the commit point: a record that cannot be read stops here
-        expiry = await self._begun(names, manifest)
+        keys = await _keys(self._storage, names, manifest)  # before the commit point: what is unreadable stops here
+        following = await next_of(self._storage, names, manifest.revision)
+        if isinstance(following, Manifest):
+            return 0  # it is not in its place yet
+        expiry = following or await _older_tombstone(self._storage, names, manifest)
         if expiry is None:
             if rule is None or not await self._may_go(task, manifest):
                 return 0
             expiry = await self._commit(names, manifest, rule)
-        await self._tell(names, expiry, manifest.traceparent)
+        if expiry is None or await self._storage.exists(names.gone(expiry.revision)):
+            return 0
+        await tell(self._storage, self._publisher, names, expiry, manifest.traceparent)
+        condemned = [entry for entry in task.bodies if entry.key in keys and not _is_younger(entry, expiry)]
         size_bytes = 0
-        for entry in task.bodies:
-            if entry.key in keys:
-                if await self._storage.read(names.manifest) != content:
-                    break  # a person has put a file in its place meanwhile, perhaps one of these
-                await self._storage.delete(entry.key)
-                size_bytes += entry.size_bytes
+        for entry in condemned:
+            if await self._storage.exists(names.gone(expiry.revision)):
+                break  # another process was faster, and what is there now may have come back
+            if await self._storage.read(names.manifest) != content:
+                break  # an older `wavekeep` may have put a file in its place meanwhile, under the same name
+            await self._storage.delete(entry.key)
+            size_bytes += entry.size_bytes
+        else:
+            await self._storage.create(names.gone(expiry.revision), f"{expiry.event_id}\n".encode())
         if size_bytes:
             self._metrics.expired.labels(expiry.rule).inc()
             self._metrics.expired_bytes.inc(size_bytes)
@@ -127,26 +99,11 @@ class Expiring:
             return False
         if manifest.deadline > self._clock():
             return False
-        return not (task.in_replacement or await self._storage.exists(task.names.revision(manifest.revision + 1)))
+        marker = task.names.replacement_announced(manifest.revision)
+        return manifest.revision == 1 or await self._storage.exists(marker)
 
-    async def _begun(self, names: Names, manifest: Manifest) -> Expiry | None:
-        """Return the tombstone of this revision; None where there is none."""
-        content = await self._storage.read(names.expired)
-        expiry = None if content is None else read_expiry(content)
-        return expiry if expiry is not None and expiry.revision >= manifest.revision else None
-
-    async def _keys(self, names: Names, manifest: Manifest) -> set[str | None]:
-        """Return the keys of everything the manifest and its earlier revisions name."""
-        keys = {manifest.audio, manifest.waveform, manifest.peaks}
-        for number in range(1, manifest.revision):
-            content = await self._storage.read(names.revision(number))
-            if content is not None:
-                earlier = read_manifest(content)
-                keys |= {earlier.audio, earlier.waveform, earlier.peaks}
-        return keys
-
-    async def _commit(self, names: Names, manifest: Manifest, rule: Rule) -> Expiry:
-        """Make the tombstone of this revision; return it, or the one that another process makes at the same time."""
+    async def _commit(self, names: Names, manifest: Manifest, rule: Rule) -> Expiry | None:
+        """Make the tombstone of this revision, and return it; or that of another process; None where a person won."""
         expiry = Expiry(
             vendor=manifest.vendor,
             task_id=manifest.task_id,
@@ -158,19 +115,54 @@ class Expiring:
             expired_at=self._clock().astimezone(UTC),
             event_id=events.event_id(manifest.vendor, manifest.task_id, FileExpired.TYPE, str(manifest.revision)),
         )
-        record = msgspec.json.format(msgspec.json.encode(expiry), indent=2) + b"\n"
-        if await self._storage.create(names.expired, record):
+        if await self._storage.create(names.revision(manifest.revision + 1), write_expiry(expiry)):
             return expiry
-        other = await self._begun(names, manifest)
-        if other is None:  # it is of a file that a person had replaced since
-            await self._storage.replace(names.expired, record)
-        return other or expiry
+        other = await next_of(self._storage, names, manifest.revision)
+        if isinstance(other, Expiry):
+            return other
+        log.info("file.expiry_overtaken", manifest=names.manifest, detail="a person has just replaced the file")
+        return None
 
-    async def _tell(self, names: Names, expiry: Expiry, traceparent: str) -> None:
-        told = await self._storage.read(names.expiry_announced)
-        marker = f"{expiry.event_id}\n".encode()
-        if told == marker:
-            return
-        event = events.make(expiry.announcement(), time=expiry.expired_at, traceparent=traceparent)
-        await self._publisher.publish(event.data.EXCHANGE, event.routing_key, events.encode(event), event_id=event.id)
-        await self._storage.replace(names.expiry_announced, marker)
+
+async def came_back(storage: Storage, task: Task) -> list[Entry]:
+    """Return the files of a task that retention had deleted, and that are there again without a person's revision.
+
+    Raises:
+        RetryableError: the storage fails.
+        PermanentError: a record cannot be read; only a person can tell why.
+    """
+    if not (task.gone and task.bodies):
+        return []
+    content = await storage.read(task.names.manifest)
+    if content is None:
+        return []
+    manifest = read_manifest(content)
+    following = await next_of(storage, task.names, manifest.revision)
+    if isinstance(following, Manifest):
+        return []
+    expiry = following or await _older_tombstone(storage, task.names, manifest)
+    if expiry is None or not await storage.exists(task.names.gone(expiry.revision)):
+        return []
+    keys = await _keys(storage, task.names, manifest)
+    return [entry for entry in task.bodies if entry.key in keys]
+
+
+async def _older_tombstone(storage: Storage, names: Names, manifest: Manifest) -> Expiry | None:
+    """Return the tombstone of this revision from before tombstones stood among the revisions; None where none is."""
+    copy = await copied(storage, names)
+    return copy if copy is not None and copy.revision >= manifest.revision else None
+
+
+async def _keys(storage: Storage, names: Names, manifest: Manifest) -> set[str | None]:
+    """Return the keys of everything the manifest and its earlier revisions name."""
+    keys = {manifest.audio, manifest.waveform, manifest.peaks}
+    for number in range(1, manifest.revision):
+        earlier = await next_of(storage, names, number - 1)
+        if isinstance(earlier, Manifest):
+            keys |= {earlier.audio, earlier.waveform, earlier.peaks}
+    return keys
+
+
+def _is_younger(entry: Entry, expiry: Expiry) -> bool:
+    """Tell whether a file came after its tombstone: a person put it there, for no attempt does."""
+    return entry.modified_at > expiry.expired_at + _CLOCKS_DIFFER

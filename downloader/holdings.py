@@ -20,7 +20,7 @@ from shared.vendors import Vendor
 
 _KEY = re.compile(r"([a-z]+/[0-9a-f]{2}/[A-Za-z0-9_-]{1,64})\..+")
 _REVISION = re.compile(r"\.v([1-9][0-9]{0,8})\.json")
-_AUDIO = re.compile(r"\.[0-9a-f]{12}\.wav")
+_AUDIO = re.compile(r"\.[0-9a-f]{12}(?:\.v[1-9][0-9]{0,8})?\.wav")
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 _SHELVES_AT_ONCE = 16
 
@@ -49,7 +49,7 @@ class Holding:
 
     @property
     def revisions(self) -> Mapping[int, str]:
-        """The keys of the kept revisions of the manifest, by number, oldest first."""
+        """The keys of the kept revisions and tombstones, by number, oldest first."""
         rests = ((key, _REVISION.fullmatch(key, len(self.stem))) for key in self.entries)
         return dict(sorted((int(match[1]), key) for key, match in rests if match))
 

@@ -16,11 +16,12 @@ from typing import Final
 import structlog
 
 from downloader.keeping_metrics import KeepingMetrics
-from downloader.manifest import read_manifest
+from downloader.manifest import Manifest
 from downloader.shelves import Task
 from downloader.staging import Staging
 from downloader.storage import Entry, Storage, Uploads, sweep, translating
 from downloader.storage_failure import StoreError
+from downloader.tombstone import read_revision
 from shared.errors import PermanentError
 
 log = structlog.get_logger()
@@ -149,10 +150,11 @@ async def orphans(storage: Storage, task: Task, *, now: datetime) -> list[Entry]
         if content is None:  # taken away meanwhile, by a person perhaps
             return []
         try:
-            manifest = read_manifest(content)
+            record = read_revision(content)
         except PermanentError:
             return []
-        named |= {manifest.audio, manifest.waveform, manifest.peaks}
+        if isinstance(record, Manifest):
+            named |= {record.audio, record.waveform, record.peaks}
     return [entry for entry in old if entry.key not in named]
 
 

@@ -37,7 +37,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept, and how it was proven.
 
     Attributes:
-        revision: 1 as stored; one more each time a person replaced the file.
+        revision: 1 as stored; a higher one each time a person replaced the file. A tombstone takes a number too.
         replacement: from the second revision on.
         audio: key of the audio in the same storage.
         link: where it came from, without query: the report's link, or the vendor's own that was followed in its place.

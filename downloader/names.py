@@ -10,6 +10,8 @@ from hashlib import sha256
 _PLAIN = re.compile(r"(?![0-9a-f]{64})[A-Za-z0-9_-]{1,64}")
 """What looks like a SHA-256 is not plain, so that no id can take the name of another one that stands as its SHA-256."""
 
+_AUDIO_END = re.compile(r"(?:\.v[1-9][0-9]{0,8})?\.wav")
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -38,7 +40,7 @@ class Names:
 
     @property
     def expired(self) -> str:
-        """Made before retention deletes the audio: from then on it may be missing."""
+        """A copy of the latest tombstone, made before retention deletes the audio: from then on it may be missing."""
         return f"{self.stem}.expired"
 
     @property
@@ -58,17 +60,34 @@ class Names:
         """Made after `conversion.at_risk` with this threshold was confirmed."""
         return f"{self.stem}.at_risk.{percent}.announced"
 
+    def gone(self, revision: int) -> str:
+        """Made after retention deleted all that this revision and those before it name: whatever is there came back."""
+        return f"{self.stem}.v{revision}.gone"
+
     def revision(self, number: int) -> str:
-        """One revision of the manifest, kept for ever, once a person replaced the file; the first one is number 1."""
+        """What follows the number before: a revision of the manifest, or a tombstone; the first manifest is number 1.
+
+        Kept for ever. The first one is there only once a person replaced the file.
+        """
         return f"{self.stem}.v{number}.json"
 
     def replacement_announced(self, revision: int) -> str:
         """Made after `file.replaced` for this revision was confirmed."""
         return f"{self.stem}.v{revision}.announced"
 
-    def audio(self, digest: str) -> str:
-        """The audio; its digest in the name means that nobody can replace what a manifest describes."""
-        return f"{self.stem}.{digest[:12]}.wav"
+    def audio(self, digest: str, *, revision: int | None = None) -> str:
+        """The audio; its digest in the name means that nobody can replace what a manifest describes.
+
+        Args:
+            revision: that it comes back in after an earlier one's files were let go: whoever still deletes those must
+                not find this one under their name.
+        """
+        return f"{self.stem}.{digest[:12]}.wav" if revision is None else f"{self.stem}.{digest[:12]}.v{revision}.wav"
+
+    def is_audio(self, key: str, digest: str) -> bool:
+        """Tell whether a key is that of audio with this digest, in whichever revision."""
+        rest = key.removeprefix(f"{self.stem}.{digest[:12]}")
+        return rest != key and _AUDIO_END.fullmatch(rest) is not None
 
     def waveform(self, digest: str) -> str:
         """The picture of the audio with this digest."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
@@ -26,6 +26,7 @@ from downloader.manifest import Manifest, read_manifest
 from downloader.names import Names, names_of
 from downloader.staging import Staging
 from downloader.storage import Storage, translating
+from downloader.tombstone import Expiry, copied, next_of, read_revision, tell
 from shared import events
 from shared.clock import Clock
 from shared.errors import PermanentError, Reason, RetryableError
@@ -83,6 +84,37 @@ def from_file(path: Path, *, max_bytes: int) -> Content:
     return read
 
 
+Outcome = Literal["replaced", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What came of a command.
+
+    Attributes:
+        manifest: in its place now.
+    """
+
+    manifest: Manifest
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a task is.
+
+    Attributes:
+        next_number: of the revisions, which nobody has yet.
+        expired: retention let the file of the current one go.
+        once_expired: or of an earlier one: a late deletion may still be on its way to the names it had.
+    """
+
+    current: Manifest
+    next_number: int
+    expired: bool
+    once_expired: bool
+
+
 class Replacing:
     """Replaces files.
 
@@ -98,34 +130,33 @@ class Replacing:
         self._publisher = publisher
         self._clock = clock
 
-    async def replace(
-        self, vendor: str, task_id: str, content: Content, *, explanation: str | None
-    ) -> tuple[Manifest, bool]:
-        """Put a new file in the place of a task's; return the manifest, and whether anything changed.
+    async def replace(self, vendor: str, task_id: str, content: Content, *, explanation: str | None) -> Replaced:
+        """Put a new file in the place of a task's; return what came of it.
 
-        Idempotent: the file that has the place already changes nothing, and is told if it was not.
+        Idempotent: the file that has the place already changes nothing, and is told if it was not. A file that
+        retention let go is brought back as a revision of its own, also by the same bytes.
 
         Raises:
-            RefusedError: nothing is stored of the task, it was not announced yet, or somebody else replaced it now.
+            RefusedError: nothing is stored of the task, it was not announced yet, or something else took its place now:
+                another person's file, or retention's tombstone.
             RetryableError, PermanentError: the new file could not be had, is not whole, or could not be kept or told.
         """
         names = names_of(vendor, task_id)
-        current = await self._finish(names, await self._stored(names, f"{vendor}/{task_id}"))
+        place = await self._finish(names, await self._stored(names, f"{vendor}/{task_id}"))
         async with self._staging.attempt() as attempt:
             origin = await content(attempt)
-            new = await self._prove(current, names, attempt, origin, explanation)
-            if new.sha256 == current.sha256:
-                return current, False
+            new = await self._prove(place, names, attempt, origin, explanation)
+            if new.sha256 == place.current.sha256 and not place.expired:
+                return Replaced(place.current, "unchanged")
             await self._storage.keep(attempt.path, new.audio)
-        if await self._storage.digest(new.audio) != (new.size_bytes, new.sha256):
+        if not await self._is_whole(new):
+            if await self._storage.exists(names.revision(new.revision)):
+                await self._refuse(names, new)  # retention deleted what had this name before
             raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
         await self._keep_first(names)
         if not await self._storage.create(names.revision(new.revision), records.write(new)):
-            raise RefusedError(
-                f"Somebody else has just replaced the file of {vendor}/{task_id}. Look at it (wavekeep show"
-                f" {task_id}), and repeat the command if yours is the right one."
-            )
-        return await self._finish(names, current), True
+            await self._refuse(names, new)
+        return Replaced((await self._finish(names, place.current)).current, "replaced")
 
     async def _stored(self, names: Names, subject: str) -> Manifest:
         content = await self._storage.read(names.manifest)
@@ -145,16 +176,50 @@ class Replacing:
             assert content is not None
             await self._storage.create(names.revision(1), content)
 
-    async def _finish(self, names: Names, current: Manifest) -> Manifest:
-        """Bring the task to its latest revision, whoever committed it: put in place, then told; return it."""
-        while (newer := await self._storage.read(names.revision(current.revision + 1))) is not None:
-            following = read_manifest(newer)
-            await self._storage.replace(names.manifest, newer)  # who writes an older one after us finds ours next
+    async def _finish(self, names: Names, current: Manifest) -> _Place:
+        """Bring the task to its latest revision, whoever committed it: put in place, then told; return where it is."""
+        number, expiry = current.revision, None
+        while (content := await self._storage.read(names.revision(number + 1))) is not None:
+            following = read_revision(content)
+            number += 1
+            if isinstance(following, Expiry):
+                expiry = following
+                continue
+            await self._storage.replace(names.manifest, content)  # who writes an older one after us finds ours next
             await self._tell(names, following)
-            current = following
+            current, expiry = following, None
         if current.revision > 1:
             await self._tell(names, current)
-        return current
+        copy = await copied(self._storage, names)
+        if number == current.revision and copy is not None and copy.revision >= number:
+            expiry = copy  # from before tombstones stood among the revisions
+        if expiry is not None:
+            await tell(self._storage, self._publisher, names, expiry, current.traceparent)
+        return _Place(current, number + 1, expired=expiry is not None, once_expired=bool(copy or expiry))
+
+    async def _refuse(self, names: Names, new: Manifest) -> NoReturn:
+        """Say who else's record stands where ours was to be."""
+        subject = f"{new.vendor}/{new.task_id}"
+        there = await next_of(self._storage, names, new.revision - 1)
+        if not isinstance(there, Expiry):
+            raise RefusedError(
+                f"Somebody else has just replaced the file of {subject}. Look at it (wavekeep show {new.task_id}), and"
+                " repeat the command if yours is the right one."
+            )
+        await tell(self._storage, self._publisher, names, there, new.traceparent)
+        await self._storage.delete(new.audio)  # what follows a tombstone has another name: nobody can name this one
+        raise RefusedError(
+            f"Retention has just let the file of {subject} go, before yours could take its place. Repeat the command:"
+            " yours is then brought back as a revision of its own."
+        )
+
+    async def _is_whole(self, manifest: Manifest) -> bool:
+        """Tell whether what is kept is what was proven; what is not there or cannot be read is not."""
+        try:
+            return await self._storage.digest(manifest.audio) == (manifest.size_bytes, manifest.sha256)
+        except RetryableError:
+            await self._storage.exists(manifest.audio)  # raises where the storage as a whole is away
+            return False
 
     async def _tell(self, names: Names, manifest: Manifest) -> None:
         marker = names.replacement_announced(manifest.revision)
@@ -168,14 +233,15 @@ class Replacing:
             await self._storage.create(marker, f"{event.id}\n".encode())
 
     async def _prove(
-        self, current: Manifest, names: Names, attempt: Attempt, origin: Origin, explanation: str | None
+        self, place: _Place, names: Names, attempt: Attempt, origin: Origin, explanation: str | None
     ) -> Manifest:
         complete = origin.transport in {"content_length", "chunked"}
         proof = await self._staging.prove(attempt, body_proven_complete=complete)
         if proof.differs:
             raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {', '.join(proof.differs)}")
         judgement, digest = proof.judgement, proof.sha256
-        revision, audio = current.revision + 1, names.audio(digest)
+        current, revision = place.current, place.next_number
+        audio = names.audio(digest, revision=revision if place.once_expired else None)
         return msgspec.structs.replace(
             current,
             revision=revision,

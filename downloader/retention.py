@@ -136,9 +136,9 @@ class Survey:
 
 
 def eligible(task: Task) -> bool:
-    """Tell whether a task's files may go at all: they are there, announced, and nobody is replacing them."""
+    """Tell whether a task's files may be named: they are there, announced, and nothing is begun that follows them."""
     there = task.manifest is not None and bool(task.bodies)
-    return there and task.announced and not task.in_replacement
+    return there and task.announced and not task.unsettled
 
 
 class Retention:
@@ -209,10 +209,14 @@ class Retention:
         )
 
     async def _expire(self, task: Task) -> int:
-        if self._mode != "delete" or task.manifest is None or not eligible(task):
+        if self._mode != "delete" or task.manifest is None or not task.announced:
             return 0
         rule = None if self._due is None else self._due.rule(task.manifest.modified_at)
-        if rule is None and not task.expired:
+        if not task.bodies:
+            if task.gone or not task.expired:
+                return 0
+            rule = None  # gone, but not recorded so: by an earlier version, or it ended before it could
+        elif rule is None and not (task.expired or task.unsettled):
             return 0
         try:
             return await self._expiring.expire(task, rule)

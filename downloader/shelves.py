@@ -13,8 +13,9 @@ from downloader.holdings import Selection, holdings
 from downloader.names import Names
 from downloader.storage import Entry, Storage
 
-_BODY: Final = re.compile(r"\.[0-9a-f]{12}\.(?:wav|png|peaks\.json)")
+_BODY: Final = re.compile(r"\.[0-9a-f]{12}\.(?:(?:v\d+\.)?wav|png|peaks\.json)")
 _REVISION: Final = re.compile(r"\.v(\d+)\.json")
+_GONE: Final = re.compile(r"\.v\d+\.gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class Task:
         return ".expired" in self.entries
 
     @property
+    def gone(self) -> bool:
+        """Whether retention once deleted all there was: what is there since came back, or is a later revision."""
+        return any(_GONE.fullmatch(ending) for ending in self.entries)
+
+    @property
     def bodies(self) -> tuple[Entry, ...]:
         """Audio, pictures and peaks: all that is more than a record."""
         return tuple(entry for ending, entry in self.entries.items() if _BODY.fullmatch(ending))
@@ -55,14 +61,17 @@ class Task:
 
     @property
     def records(self) -> tuple[str, ...]:
-        """The keys of the manifest and its revisions."""
+        """The keys of the manifest, and of its revisions and tombstones."""
         return tuple(
             entry.key for ending, entry in self.entries.items() if ending == ".json" or _REVISION.fullmatch(ending)
         )
 
     @property
-    def in_replacement(self) -> bool:
-        """Whether a person's replacement is begun and not told yet."""
+    def unsettled(self) -> bool:
+        """Whether what follows a revision is begun and not told yet: a person's file, or a tombstone.
+
+        A tombstone has no such marker; whoever has to know which it is reads it.
+        """
         numbers = (int(found[1]) for ending in self.entries if (found := _REVISION.fullmatch(ending)))
         latest = max(numbers, default=1)
         return latest > 1 and f".v{latest}.announced" not in self.entries

@@ -12,11 +12,11 @@ import pytest
 
 from downloader.adoption import Adopted, Adoption
 from downloader.audit import Audited, Auditor
-from downloader.expiry import Expiry
 from downloader.findings import Finding, Kind
 from downloader.holdings import Selection, holdings
 from downloader.manifest import Rejection, write
 from downloader.names import names_of
+from downloader.tombstone import Expiry, write_expiry
 from shared import events
 from shared.errors import Reason, RetryableError
 from shared.vendors import Vendor
@@ -175,14 +175,42 @@ async def test_a_manifest_that_is_gone(house: House) -> None:
     assert (found[Kind.MISSING].key, found[Kind.MISSING].revision) == (names.manifest, None)
 
 
-async def test_what_retention_let_go(house: House) -> None:
-    """After a tombstone the audio may be missing, of all revisions it speaks for; a later one's may not."""
+@pytest.mark.parametrize("layout", ["among the revisions", "beside them"])
+async def test_what_retention_let_go(house: House, layout: str) -> None:
+    """After a tombstone the audio may be missing, of all revisions it speaks for; a later one's may not.
+
+    It may stand where the next revision would, or beside them, as it did at first.
+    """
     names = await house.kept.store("one")
-    await house.kept.replace(names, audio(1))
-    expiry = Expiry(
+    second = await house.kept.replace(names, audio(1))
+    record = write_expiry(tombstone("one", revision=2))
+    house.objects[names.revision(3) if layout == "among the revisions" else names.expired] = record
+    for key in [key for key in house.objects if key.endswith(".wav")]:
+        del house.objects[key]
+    assert await house.findings() == []
+    number = 4 if layout == "among the revisions" else 3
+    key = names.audio("f" * 64, revision=number)
+    new = msgspec.structs.replace(second, revision=number, audio=key, sha256="f" * 64)
+    house.objects.update({names.revision(number): write(new), names.manifest: write(new)})
+    (found,) = (each for each in await house.findings() if each.is_damage)
+    assert (found.kind, found.revision, found.key) == (Kind.MISSING, number, key)
+
+
+async def test_a_tombstone_of_something_else(house: House) -> None:
+    """A tombstone excuses nothing where it stands at a number, or beside a task, that it does not speak of."""
+    names = await house.kept.store("one")
+    for content in (tombstone("two", revision=1), tombstone("one", revision=2)):
+        house.objects[names.revision(2)] = write_expiry(content)
+        (found,) = await house.findings()
+        assert (found.kind, found.key) == (Kind.UNREADABLE, names.revision(2))
+
+
+def tombstone(task_id: str, *, revision: int) -> Expiry:
+    """Return the tombstone of a revision."""
+    return Expiry(
         vendor=Vendor.APIBOX,
-        task_id="one",
-        revision=2,
+        task_id=task_id,
+        revision=revision,
         uri="memory:///x",
         size_bytes=1,
         sha256="0" * 64,
@@ -190,14 +218,6 @@ async def test_what_retention_let_go(house: House) -> None:
         expired_at=NOW,
         event_id="an-id",
     )
-    house.objects[names.expired] = msgspec.json.encode(expiry)
-    for key in [key for key in house.objects if key.endswith(".wav")]:
-        del house.objects[key]
-    assert await house.findings() == []
-    new = await house.kept.replace(names, audio(2))
-    del house.objects[new.audio]
-    (found,) = await house.findings()
-    assert (found.kind, found.revision) == (Kind.MISSING, 3)
 
 
 @pytest.mark.parametrize(("old", "kinds"), [(timedelta(minutes=59), []), (timedelta(minutes=61), [Kind.UNTOLD])])

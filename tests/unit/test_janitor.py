@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from downloader import manifest as records
+from downloader.expiry import Expiring
 from downloader.janitor import SWEEP_AFTER_S, Found, Janitor
 from downloader.keeping_metrics import KeepingMetrics
 from downloader.shelves import find
@@ -58,6 +59,26 @@ async def test_orphans(house: House, tmp_path: Path, executor: Executor, *, stor
     await janitor(house, tmp_path, executor).look(await find(house.storage, NAMES), found, now=LATER)
     assert set(house.storage.objects) == kept | set(ORPHANS)
     assert (found.count, found.size_bytes, set(found.orphans)) == (len(ORPHANS), 4 * len(ORPHANS), set(ORPHANS))
+
+
+async def test_a_tombstone_names_nothing(house: House, tmp_path: Path, executor: Executor) -> None:
+    """Where one stands among the revisions, an orphan is still told, and what the revisions name is none."""
+    await house.custody().handle(succeeded())
+    house.storage.objects |= dict.fromkeys(ORPHANS, b"1234")
+    house.now = LATER + timedelta(days=40)
+    expiring = Expiring(
+        storage=house.storage,
+        publisher=house.publisher,
+        metrics=KeepingMetrics(CollectorRegistry()),
+        clock=lambda: house.now,
+    )
+    assert await expiring.expire(await find(house.storage, NAMES), "age") > 0
+    assert NAMES.revision(2) in house.storage.objects
+    assert house.manifest is not None
+    house.storage.objects[house.manifest.audio] = b"it came back"
+    found = Found()
+    await janitor(house, tmp_path, executor).look(await find(house.storage, NAMES), found, now=LATER)
+    assert set(found.orphans) == set(ORPHANS)
 
 
 async def test_what_is_young_or_named_or_doubtful_is_no_orphan(

@@ -45,6 +45,9 @@ def keys(names: Names) -> set[str]:
         names.conflict_announced("code--1"),
         names.risk_announced(50),
         names.audio("0" * 64),
+        names.audio("0" * 64, revision=3),
+        names.revision(3),
+        names.gone(3),
     }
 
 
@@ -95,3 +98,20 @@ def test_the_same_id_in_other_case_shares_no_key(task_id: str) -> None:
     """Two tasks whose ids differ in nothing but case are two tasks."""
     if task_id.upper() != task_id.lower():
         assert not keys(names_of("kie", task_id.upper())) & keys(names_of("kie", task_id.lower()))
+
+
+def test_audio_is_told_by_its_digest_in_whichever_revision() -> None:
+    """Audio that came back has another name than before, and both are of the one digest alone."""
+    names, digest = names_of("kie", "one"), "a" * 64
+    assert names.audio(digest) != names.audio(digest, revision=3)
+    for key in (names.audio(digest), names.audio(digest, revision=3)):
+        assert names.is_audio(key, digest)
+        assert not names.is_audio(key, "b" * 64)
+        assert not names_of("kie", "two").is_audio(key, digest)
+    for key in (
+        names.waveform(digest),
+        names.manifest,
+        f"{names.audio(digest)}.x",
+        f"{names.stem}.{digest[:12]}.v.wav",
+    ):
+        assert not names.is_audio(key, digest)
