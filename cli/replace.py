@@ -39,7 +39,8 @@ def replace(
     """Put another file in the place of the one kept of TASK (the vendor's id, or VENDOR/ID).
 
     The new file is proven like a download. The old one, and its manifest, are kept beside it; who subscribed hears
-    file.replaced. The same command again changes nothing.
+    file.replaced. The same command again changes nothing. Where the kept file is damaged or missing, the bytes it had
+    repair it.
     """
     if (url is None) == (path is None):
         raise click.UsageError("Say where the new file is: --url URL or --file PATH.")
@@ -47,9 +48,16 @@ def replace(
     done = finish(lambda: _replace(named, task_id, url, path, explanation))
     manifest = done.manifest
     if json_output:
-        print_json({"replaced": done.outcome == "replaced", "manifest": manifest})
+        print_json(
+            {"replaced": done.outcome == "replaced", "repaired": done.outcome == "repaired", "manifest": manifest}
+        )
     elif done.outcome == "replaced":
         click.echo(f"Replaced: {manifest.uri} ({manifest.size_bytes} bytes), revision {manifest.revision}.")
+    elif done.outcome == "repaired":
+        click.echo(
+            f"Repaired: {manifest.uri} ({manifest.size_bytes} bytes) was damaged or missing, and is whole again; it"
+            f" stays revision {manifest.revision}."
+        )
     else:
         click.echo(f"Nothing to do: this file has the place already, in revision {manifest.revision}.")
 

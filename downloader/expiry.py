@@ -86,7 +86,9 @@ class Expiring:
             await self._storage.delete(entry.key)
             size_bytes += entry.size_bytes
         else:
-            await self._storage.create(names.gone(expiry.revision), f"{expiry.event_id}\n".encode())
+            listed = {entry.key for entry in task.bodies}
+            if not any([await self._storage.exists(key) for key in keys - listed]):  # else it is the next round's
+                await self._storage.create(names.gone(expiry.revision), f"{expiry.event_id}\n".encode())
         if size_bytes:
             self._metrics.expired.labels(expiry.rule).inc()
             self._metrics.expired_bytes.inc(size_bytes)
@@ -153,14 +155,14 @@ async def _older_tombstone(storage: Storage, names: Names, manifest: Manifest) -
     return copy if copy is not None and copy.revision >= manifest.revision else None
 
 
-async def _keys(storage: Storage, names: Names, manifest: Manifest) -> set[str | None]:
+async def _keys(storage: Storage, names: Names, manifest: Manifest) -> set[str]:
     """Return the keys of everything the manifest and its earlier revisions name."""
     keys = {manifest.audio, manifest.waveform, manifest.peaks}
     for number in range(1, manifest.revision):
         earlier = await next_of(storage, names, number - 1)
         if isinstance(earlier, Manifest):
             keys |= {earlier.audio, earlier.waveform, earlier.peaks}
-    return keys
+    return {key for key in keys if key is not None}
 
 
 def _is_younger(entry: Entry, expiry: Expiry) -> bool:

@@ -84,7 +84,7 @@ def from_file(path: Path, *, max_bytes: int) -> Content:
     return read
 
 
-Outcome = Literal["replaced", "unchanged"]
+Outcome = Literal["replaced", "repaired", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,8 @@ class Replacing:
     async def replace(self, vendor: str, task_id: str, content: Content, *, explanation: str | None) -> Replaced:
         """Put a new file in the place of a task's; return what came of it.
 
-        Idempotent: the file that has the place already changes nothing, and is told if it was not. A file that
+        Idempotent: the file that has the place already changes nothing, and is told if it was not. Where what is kept
+        is not what was proven any more, the same bytes take its place again, in the same revision. A file that
         retention let go is brought back as a revision of its own, also by the same bytes.
 
         Raises:
@@ -147,16 +148,28 @@ class Replacing:
             origin = await content(attempt)
             new = await self._prove(place, names, attempt, origin, explanation)
             if new.sha256 == place.current.sha256 and not place.expired:
-                return Replaced(place.current, "unchanged")
+                return await self._repair(names, place.current, attempt)
             await self._storage.keep(attempt.path, new.audio)
         if not await self._is_whole(new):
             if await self._storage.exists(names.revision(new.revision)):
-                await self._refuse(names, new)  # retention deleted what had this name before
-            raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
+                await self._refuse(names, new.revision, new)  # retention deleted what had this name before
+            raise _differs()
         await self._keep_first(names)
         if not await self._storage.create(names.revision(new.revision), records.write(new)):
-            await self._refuse(names, new)
+            await self._refuse(names, new.revision, new)
         return Replaced((await self._finish(names, place.current)).current, "replaced")
+
+    async def _repair(self, names: Names, current: Manifest, attempt: Attempt) -> Replaced:
+        """Put proven bytes where the same ones should be, unless they are. No event: what is kept is what was told."""
+        if await self._is_whole(current):
+            return Replaced(current, "unchanged")
+        await self._storage.keep(attempt.path, current.audio)
+        whole = await self._is_whole(current)
+        if isinstance(await next_of(self._storage, names, current.revision), Expiry):
+            await self._refuse(names, current.revision + 1, current)
+        if not whole:
+            raise _differs()
+        return Replaced(current, "repaired")
 
     async def _stored(self, names: Names, subject: str) -> Manifest:
         content = await self._storage.read(names.manifest)
@@ -197,10 +210,10 @@ class Replacing:
             await tell(self._storage, self._publisher, names, expiry, current.traceparent)
         return _Place(current, number + 1, expired=expiry is not None, once_expired=bool(copy or expiry))
 
-    async def _refuse(self, names: Names, new: Manifest) -> NoReturn:
-        """Say who else's record stands where ours was to be."""
+    async def _refuse(self, names: Names, number: int, new: Manifest) -> NoReturn:
+        """Say who else's record stands at a number, and take away what was put under a name that it condemns."""
         subject = f"{new.vendor}/{new.task_id}"
-        there = await next_of(self._storage, names, new.revision - 1)
+        there = await next_of(self._storage, names, number - 1)
         if not isinstance(there, Expiry):
             raise RefusedError(
                 f"Somebody else has just replaced the file of {subject}. Look at it (wavekeep show {new.task_id}), and"
@@ -269,3 +282,7 @@ class Replacing:
                 explanation=None if explanation is None else public_text(explanation)[:LONGEST_EXPLANATION],
             ),
         )
+
+
+def _differs() -> RetryableError:
+    return RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")

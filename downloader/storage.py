@@ -46,7 +46,7 @@ class Storage(Protocol):
         """
 
     async def keep(self, staged: Path, key: str) -> None:
-        """Put a staged, synced file under its key, durably. What was there had the same content.
+        """Put a staged, synced file under its key, durably. What was there had the same content, or is damaged.
 
         Where that is the same disk the file is moved. Else the staged one stays as it is, since nobody has read the
         copy again yet: whoever staged it removes it.

@@ -161,6 +161,22 @@ async def test_replacing_again_changes_nothing(home: Home) -> None:
     assert len(await home.heard()) == 1
 
 
+async def test_the_bytes_it_had_repair_it(home: Home) -> None:
+    """A damaged file is not said to need nothing: it is whole again, and the person is told so."""
+    kept, audio = files(home.files), home.files / home.manifest().audio
+    audio.write_bytes(OLD[:-10])
+    told = (await home.cli("replace", TASK, "--file", home.given(OLD))).stdout
+    assert told.startswith("Repaired: ")
+    assert audio.read_bytes() == OLD
+    audio.unlink()
+    done = await home.json("replace", TASK, "--file", home.given(OLD))
+    assert (done["replaced"], done["repaired"], done["manifest"]["revision"]) == (False, True, 1)
+    assert audio.read_bytes() == OLD
+    assert (await home.json("replace", TASK, "--file", home.given(OLD)))["repaired"] is False
+    assert files(home.files) == kept
+    assert await home.heard() == []
+
+
 async def test_going_back_is_told_too(home: Home) -> None:
     """A file that comes back after another one is a fact of its own, under an id of its own."""
     for content in (NEW, OLD, NEW):
