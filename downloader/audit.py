@@ -119,6 +119,7 @@ class Auditor:
         if not unread:  # else it may be named there
             await self._find_orphans(seen)
         await self._find_untold(seen)
+        self._find_what_came_back(seen)
         return seen
 
     async def _read_manifests(self, seen: Audited) -> list[Finding]:
@@ -217,6 +218,17 @@ class Auditor:
             looked_at.add(manifest.revision)
             if not self.in_use(seen.holding.entries[key]) and not await self._storage.exists(marker):
                 seen.findings.append(self._finding(seen, Kind.UNTOLD, key, manifest.revision))
+
+    def _find_what_came_back(self, seen: Audited) -> None:
+        """Find audio of the latest revision, or an earlier one, whose deletion was recorded as done."""
+        names, entries = seen.holding.names, seen.holding.entries
+        latest = max((manifest.revision for manifest in seen.manifests.values()), default=0)
+        if not any(each.revision == latest and names.gone(latest) in entries for each in seen.tombstones):
+            return
+        for manifest in {each.audio: each for each in seen.manifests.values()}.values():
+            if manifest.audio in entries:
+                finding = self._finding(seen, Kind.CAME_BACK, manifest.audio, manifest.revision)
+                seen.findings.append(replace(finding, found_size_bytes=entries[manifest.audio].size_bytes))
 
     async def _read(self, key: str, read: Callable[[str], Awaitable[T]]) -> T | None:
         """Read an object, twice where that fails; None where there is none.

@@ -68,11 +68,13 @@ class Expiring:
         following = await next_of(self._storage, names, manifest.revision)
         if isinstance(following, Manifest):
             return 0  # it is not in its place yet
-        expiry = following or await _older_tombstone(self._storage, names, manifest)
+        expiry = following
         if expiry is None:
-            if rule is None or not await self._may_go(task, manifest):
-                return 0
-            expiry = await self._commit(names, manifest, rule)
+            copy = await copied(self._storage, names)
+            if copy is not None and copy.revision >= manifest.revision:
+                expiry = await self._commit(names, copy)  # of a version that put it nowhere else
+            elif rule is not None and await self._may_go(task, manifest):
+                expiry = await self._commit(names, self._tombstone(manifest, rule))
         if expiry is None or await self._storage.exists(names.gone(expiry.revision)):
             return 0
         await tell(self._storage, self._publisher, names, expiry, manifest.traceparent)
@@ -104,9 +106,8 @@ class Expiring:
         marker = task.names.replacement_announced(manifest.revision)
         return manifest.revision == 1 or await self._storage.exists(marker)
 
-    async def _commit(self, names: Names, manifest: Manifest, rule: Rule) -> Expiry | None:
-        """Make the tombstone of this revision, and return it; or that of another process; None where a person won."""
-        expiry = Expiry(
+    def _tombstone(self, manifest: Manifest, rule: Rule) -> Expiry:
+        return Expiry(
             vendor=manifest.vendor,
             task_id=manifest.task_id,
             revision=manifest.revision,
@@ -117,9 +118,12 @@ class Expiring:
             expired_at=self._clock().astimezone(UTC),
             event_id=events.event_id(manifest.vendor, manifest.task_id, FileExpired.TYPE, str(manifest.revision)),
         )
-        if await self._storage.create(names.revision(manifest.revision + 1), write_expiry(expiry)):
+
+    async def _commit(self, names: Names, expiry: Expiry) -> Expiry | None:
+        """Put a tombstone in its place, and return it; or that of another process; None where a person won."""
+        if await self._storage.create(names.revision(expiry.revision + 1), write_expiry(expiry)):
             return expiry
-        other = await next_of(self._storage, names, manifest.revision)
+        other = await next_of(self._storage, names, expiry.revision)
         if isinstance(other, Expiry):
             return other
         log.info("file.expiry_overtaken", manifest=names.manifest, detail="a person has just replaced the file")
@@ -139,20 +143,11 @@ async def came_back(storage: Storage, task: Task) -> list[Entry]:
     if content is None:
         return []
     manifest = read_manifest(content)
-    following = await next_of(storage, task.names, manifest.revision)
-    if isinstance(following, Manifest):
-        return []
-    expiry = following or await _older_tombstone(storage, task.names, manifest)
-    if expiry is None or not await storage.exists(task.names.gone(expiry.revision)):
+    expiry = await next_of(storage, task.names, manifest.revision)
+    if not isinstance(expiry, Expiry) or not await storage.exists(task.names.gone(expiry.revision)):
         return []
     keys = await _keys(storage, task.names, manifest)
     return [entry for entry in task.bodies if entry.key in keys]
-
-
-async def _older_tombstone(storage: Storage, names: Names, manifest: Manifest) -> Expiry | None:
-    """Return the tombstone of this revision from before tombstones stood among the revisions; None where none is."""
-    copy = await copied(storage, names)
-    return copy if copy is not None and copy.revision >= manifest.revision else None
 
 
 async def _keys(storage: Storage, names: Names, manifest: Manifest) -> set[str]:

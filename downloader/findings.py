@@ -21,6 +21,7 @@ class Kind(StrEnum):
     UNREADABLE = "unreadable"
     ORPHAN = "orphan"
     UNTOLD = "untold"
+    CAME_BACK = "came_back"
 
 
 DAMAGE = frozenset({Kind.MISSING, Kind.SIZE_DIFFERS, Kind.DIGEST_DIFFERS, Kind.UNREADABLE})
@@ -32,7 +33,8 @@ class Finding:
 
     Attributes:
         kind: `missing`: audio that a manifest names, or the manifest of a task that was told; `orphan`: audio that no
-            manifest names; `untold`: a manifest without the marker that its event was confirmed.
+            manifest names; `untold`: a manifest without the marker that its event was confirmed; `came_back`: audio
+            that retention had deleted.
         task_id, revision: as in `FileDamaged`.
         key: of the audio, or of the manifest.
         detail: what cannot be read, in words.

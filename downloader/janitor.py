@@ -3,7 +3,8 @@
 Responsible for: sweeping what dead writers left in local folders, and what attempts left of tasks that another replica
 has stored since; ending uploads that nobody will end; finding orphans: audio that no manifest names.
 An orphan is told and never deleted: it may be all that is left of a file whose manifest was lost, and an attempt that
-comes late may need it in the same moment. `wavekeep audit --adopt` makes a stored file of it; a person deletes.
+comes late may need it in the same moment. `wavekeep audit --adopt` makes a stored file of it; a person deletes. And
+finding what came back after retention had deleted it: it is told and stays, until a person says what it is to be.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from downloader.expiry import came_back
 from downloader.keeping_metrics import KeepingMetrics
 from downloader.manifest import Manifest
 from downloader.shelves import Task
@@ -41,11 +43,14 @@ class Found:
 
     Attributes:
         orphans: their keys, the first few.
+        came_back: the same of files that retention had deleted.
     """
 
     count: int = 0
     size_bytes: int = 0
     orphans: list[str] = field(default_factory=list)
+    came_back_count: int = 0
+    came_back: list[str] = field(default_factory=list)
 
 
 class Janitor:
@@ -111,7 +116,8 @@ class Janitor:
             log.info("uploads.ended", count=len(ended), first=ended[:TOLD_BY_NAME])
 
     async def look(self, task: Task, found: Found, *, now: datetime) -> None:
-        """Look at what is there of a task: forget what is left to go on from if it is stored, add orphans to `found`.
+        """Look at what is there of a task: forget what is left to go on from if it is stored; add orphans, and what
+        came back, to what was found.
 
         Raises:
             RetryableError: the storage fails.
@@ -123,6 +129,13 @@ class Janitor:
             found.size_bytes += orphan.size_bytes
             if len(found.orphans) < TOLD_BY_NAME:
                 found.orphans.append(orphan.key)
+        try:
+            back = await came_back(self._storage, task)
+        except PermanentError as error:
+            log.warning("retention.record_unreadable", manifest=task.names.manifest, detail=error.detail)
+            return
+        found.came_back_count += len(back)
+        found.came_back += [entry.key for entry in back][: TOLD_BY_NAME - len(found.came_back)]
 
     def tell(self, found: Found) -> None:
         """Tell what a whole round found."""
@@ -130,6 +143,9 @@ class Janitor:
         self._metrics.orphan_bytes.set(found.size_bytes)
         if found.count:
             log.warning("orphans.found", count=found.count, size_bytes=found.size_bytes, first=found.orphans)
+        self._metrics.came_back.set(found.came_back_count)
+        if found.came_back_count:
+            log.warning("files.came_back", count=found.came_back_count, first=found.came_back)
 
 
 async def orphans(storage: Storage, task: Task, *, now: datetime) -> list[Entry]:

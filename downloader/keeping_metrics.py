@@ -52,6 +52,11 @@ class KeepingMetrics:
             "wavekeep_downloader_orphans", "Files in storage that no manifest names, for over a day.", registry=registry
         )
         self.orphan_bytes = Gauge("wavekeep_downloader_orphan_bytes", "Size of these.", registry=registry)
+        self.came_back = Gauge(
+            "wavekeep_downloader_files_came_back",
+            "Files in storage that retention had deleted, and that somebody put back.",
+            registry=registry,
+        )
         self.upload_sweeps = Counter(
             "wavekeep_downloader_upload_sweeps_total",
             "Searches of an S3 storage for uploads that nobody will end; denied where the right is missing.",

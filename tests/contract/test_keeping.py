@@ -198,3 +198,23 @@ async def test_a_broker_that_fails_ends_the_round_and_loses_nothing(kit: Kit, tm
     assert old.audio not in kit.listing()
     told = [msgspec.json.decode(msgspec.json.encode(event.data)) for event in place.publisher.told]
     assert [event["expired_at"] for event in told] == [place.now.isoformat().replace("+00:00", "Z")]
+
+
+async def test_a_file_that_is_put_back_stays_and_is_told(kit: Kit, tmp_path: Path) -> None:
+    """What a person copies back under its name after it had gone is no expiry that broke off."""
+    place = Place(kit, tmp_path / "staging", retention=True)
+    await place.storage.start()
+    old = await place.store("one")
+    for days in (31, 32.1):
+        place.now = NOW + timedelta(days=days)
+        await place.housekeeping.round()
+    assert old.audio not in kit.listing()
+    await place.storage.keep(staged(place.folder, AUDIO), old.audio)
+    for days in (33, 34):
+        place.now = NOW + timedelta(days=days)
+        await place.housekeeping.round()
+        assert old.audio in kit.listing()
+        assert place.value("files_came_back") == 1
+        assert place.value("orphans") == 0
+        assert place.value("retention_named_files", rule="age") == 0
+    assert place.publisher.types == ["file.expired"]

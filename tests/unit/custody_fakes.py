@@ -112,6 +112,8 @@ class MemoryStorage:
 
     `damages` flips a byte of whatever is kept; `lies` misreads what is right; `copies` leaves the staged file as an
     object store does; `errors` come in turn of whatever is kept or created.
+
+    What a listing tells of time is `NOW`, unless a test says otherwise of a key in `modified_at`.
     """
 
     steps: Steps
@@ -120,6 +122,7 @@ class MemoryStorage:
     lies: bool = False
     copies: bool = False
     errors: list[Exception | None] = field(default_factory=list)
+    modified_at: dict[str, datetime] = field(default_factory=dict)
 
     async def start(self) -> None:
         """Need nothing."""
@@ -167,7 +170,7 @@ class MemoryStorage:
         """Tell what is there."""
         for key, content in tuple(self.objects.items()):
             if not prefix or key.startswith(f"{prefix}/"):
-                yield Entry(key, len(content), NOW)
+                yield Entry(key, len(content), self.modified_at.get(key, NOW))
 
     def uri(self, key: str) -> str:
         """Return an address."""

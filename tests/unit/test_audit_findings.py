@@ -20,7 +20,7 @@ from downloader.tombstone import Expiry, write_expiry
 from shared import events
 from shared.errors import Reason, RetryableError
 from shared.vendors import Vendor
-from tests.kept import STORED_AT, Kept, audio, manifest_of
+from tests.kept import STORED_AT, Kept, audio, manifest_of, replaced
 from tests.unit.custody_fakes import NOW, FakePublisher, MemoryStorage, Steps
 
 ODD = "../a task/ü"
@@ -194,6 +194,21 @@ async def test_what_retention_let_go(house: House, layout: str) -> None:
     house.objects.update({names.revision(number): write(new), names.manifest: write(new)})
     (found,) = (each for each in await house.findings() if each.is_damage)
     assert (found.kind, found.revision, found.key) == (Kind.MISSING, number, key)
+
+
+async def test_what_came_back(house: House) -> None:
+    """Audio that retention had deleted and that is there again is listed, and is no damage; a later file is none."""
+    names = await house.kept.store("one")
+    house.objects[names.revision(2)] = write_expiry(tombstone("one", revision=1))
+    assert await house.findings() == []
+    house.objects[names.gone(1)] = b""
+    (found,) = await house.findings()
+    assert (found.kind, found.is_damage, found.revision) == (Kind.CAME_BACK, False, 1)
+    first = await house.kept.manifest(names)
+    third = msgspec.structs.replace(replaced(house.storage, first, audio(1)), revision=3)
+    house.objects.update({names.revision(3): write(third), names.manifest: write(third), third.audio: audio(1)})
+    house.objects.update({names.revision(1): write(first), names.replacement_announced(3): b""})
+    assert await house.findings() == []
 
 
 async def test_a_tombstone_of_something_else(house: House) -> None:

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from downloader import manifest as records
-from downloader.expiry import Expiring
+from downloader.expiry import Expiring, came_back
 from downloader.keeping_metrics import KeepingMetrics
 from downloader.retention import RECORD, Mode, Retention, Rules
-from downloader.shelves import find, tasks
+from downloader.shelves import Task, find, tasks
 from downloader.tombstone import read_expiry
 from shared.errors import PermanentError, RetryableError
 from shared.events import ConversionStored, FileExpired
@@ -276,3 +276,78 @@ async def test_a_person_who_goes_back_meanwhile_keeps_the_file(house: House, mon
     monkeypatch.setattr(house.publisher, "publish", replaced_meanwhile)
     assert await expire(house) == 0
     assert audio(house) == [first.audio]
+
+
+async def test_what_came_back_stays(house: House) -> None:
+    """A file that a person puts back from a backup after it had gone is kept, round after round, and told."""
+    await stored(house)
+    manifest = house.manifest
+    assert manifest is not None
+    content = house.storage.objects[manifest.audio]
+    await expire(house)
+    assert await came_back(house.storage, await find(house.storage, NAMES)) == []
+    house.storage.objects[manifest.audio] = content
+    for _ in range(3):
+        house.now += DAY
+        assert await a_round(house) == 0
+    assert audio(house) == [manifest.audio]
+    (entry,) = await came_back(house.storage, await find(house.storage, NAMES))
+    assert entry.key == manifest.audio
+    assert house.publisher.types.count("file.expired") == 1
+
+
+async def test_what_came_back_of_an_older_tombstone_stays(house: House) -> None:
+    """Where a version before recorded nothing of it, the next round records that the file is gone, once."""
+    await stored(house)
+    manifest = house.manifest
+    assert manifest is not None
+    content = house.storage.objects[manifest.audio]
+    await expire(house)
+    del house.storage.objects[NAMES.revision(2)], house.storage.objects[NAMES.gone(1)]
+    before = len(house.steps.done)
+    for _ in range(2):
+        await a_round(house)
+    assert house.steps.starting("create")[-2:] == ["create .v2.json", "create .v1.gone"]
+    assert len(house.steps.done) == before + 2 + 2, "and the record of each round's plan"
+    house.storage.objects[manifest.audio] = content
+    house.now += DAY
+    assert await a_round(house) == 0
+    assert audio(house) == [manifest.audio]
+
+
+async def test_what_came_after_its_tombstone_came_back(house: House) -> None:
+    """Put there after an expiry broke off, and so before anything is recorded as gone, it stays too."""
+    await stored(house)
+    house.steps.crash_after = len(house.steps.done)
+    with pytest.raises(CrashError):
+        await expire(house)
+    assert house.manifest is not None
+    house.storage.modified_at[house.manifest.audio] = LATER + timedelta(hours=1)
+    house.now += DAY
+    assert await a_round(house) == 0
+    assert audio(house) == [house.manifest.audio]
+    assert len(await came_back(house.storage, await find(house.storage, NAMES))) == 1
+
+
+async def test_what_came_meanwhile_is_not_recorded_as_gone(house: House) -> None:
+    """A round whose listing did not tell a file does not say that it deleted it; the next one does it."""
+    await stored(house)
+    assert house.manifest is not None
+    seen = await find(house.storage, NAMES)
+    without = Task(seen.names, {end: entry for end, entry in seen.entries.items() if not end.endswith(".wav")})
+    assert await expiring(house).expire(without, "age") == 0
+    assert NAMES.gone(1) not in house.storage.objects
+    assert await expire(house) == house.manifest.size_bytes
+    assert NAMES.gone(1) in house.storage.objects
+
+
+async def test_of_a_person_and_retention_the_person_may_be_first(house: House) -> None:
+    """A replacement that is committed, though not in its place yet, leaves no room for a tombstone."""
+    await stored(house)
+    assert house.manifest is not None
+    seen = await find(house.storage, NAMES)
+    second = msgspec.structs.replace(house.manifest, revision=2, audio=NAMES.audio("f" * 64), sha256="f" * 64)
+    house.storage.objects[NAMES.revision(2)] = records.write(second)
+    steps = len(house.steps.done)
+    assert await expiring(house).expire(seen, "age") == 0
+    assert house.steps.done[steps:] == []
