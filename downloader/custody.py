@@ -242,11 +242,18 @@ class Custody:
             if winner is None:
                 raise RetryableError(Reason.STORAGE_FAILED, "a manifest was there, and is gone")
             replaced = await self._storage.exists(names.revision(1))  # then ours may be what an earlier revision names
-            if winner.audio != manifest.audio and not replaced:
-                await self._storage.delete(manifest.audio)
+            if not replaced:
+                await self._withdraw(manifest, winner)
             log.warning("file.lost_race", audio=manifest.audio, kept=winner.audio)
             outcome.lost_race()
             return winner
+
+    async def _withdraw(self, ours: Manifest, winner: Manifest) -> None:
+        """Delete what we kept for our manifest, file and pictures, where the one that won does not name it."""
+        named = {winner.audio, winner.waveform, winner.peaks}
+        for key in (ours.audio, ours.waveform, ours.peaks):
+            if key is not None and key not in named:
+                await self._storage.delete(key)
 
     def _manifest_of(self, event: Event, lead: Lead, names: Names, proven: Proven) -> Manifest:
         report, claimed = lead.report, events.digest(identity(lead.claimed))

@@ -5,8 +5,9 @@ after any of them. It must not assert anything.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,17 +19,18 @@ from downloader.confirmation import Confirm
 from downloader.custody import Custody
 from downloader.fairness import Bounds, Places
 from downloader.fetch import Fetched, Head, Sink
-from downloader.inspection import Inspector, NoInspector
+from downloader.inspection import Inspection, Inspector, NoInspector
 from downloader.links import Links
 from downloader.manifest import Manifest, read_manifest
 from downloader.metrics import DownloaderMetrics
 from downloader.names import Names, names_of
 from downloader.record import Answer
+from downloader.space import Space
 from downloader.staging import Staging
 from downloader.storage import Entry
 from shared import events
 from shared.errors import BrokerError, Reason
-from shared.events import Data, Event, ReportFailed, ReportLinkless, ReportSucceeded, Trust
+from shared.events import Data, Event, Format, ReportFailed, ReportLinkless, ReportSucceeded, Trust
 from shared.messaging.port import Message
 from shared.vendors import Vendor
 from simulator.wavs import wav
@@ -208,6 +210,23 @@ class FakePublisher:
         return [event.routing_key for event in self.told]
 
 
+@dataclass
+class FakeInspector:
+    """Draws a picture and peaks of every file, or of none."""
+
+    folder: Path
+    draws: bool = True
+
+    @asynccontextmanager
+    async def inspect(self, path: Path, _format: Format) -> AsyncGenerator[Inspection, None]:
+        """Draw."""
+        png, peaks = self.folder / f"{path.stem}.png", self.folder / f"{path.stem}.json"
+        if self.draws:
+            png.write_bytes(b"picture")
+            peaks.write_bytes(b"peaks")
+        yield Inspection(waveform=png if self.draws else None, peaks=peaks if self.draws else None)
+
+
 class House:
     """Custody among fakes. Each call of `custody` is one more process over the same storage and broker."""
 
@@ -221,6 +240,7 @@ class House:
         self.confirm: Confirm = "when_possible"
         self.inspector: Inspector = NoInspector()
         self.places: Places | None = None
+        self.space: Space | None = None
         self.registry = CollectorRegistry()
         self.staged_folder = staging_folder
         self.executor = executor
@@ -238,7 +258,7 @@ class House:
             or Places(
                 {"normal": Bounds(8, 8), "urgent": Bounds(8, 8)}, large=8, large_bytes=1_000_000_000, metrics=metrics
             ),
-            staging=Staging(self.staged_folder, executor=self.executor),
+            staging=Staging(self.staged_folder, executor=self.executor, space=self.space),
             storage=self.storage,
             inspector=self.inspector,
             publisher=self.publisher,

@@ -17,6 +17,7 @@ from tests.unit.custody_fakes import (
     OTHER_CONTENT,
     OTHER_LINK,
     CrashError,
+    FakeInspector,
     FakeSource,
     House,
     failed,
@@ -139,6 +140,28 @@ async def test_the_loser_of_a_race_keeps_the_same_file(house: House) -> None:
     assert house.manifest is not None
     assert house.storage.objects[house.manifest.audio] == CONTENT
     assert house.steps.starting("delete") == []
+
+
+@pytest.mark.parametrize("content", [CONTENT, OTHER_CONTENT], ids=["the same file", "another file"])
+@pytest.mark.parametrize("draws", [True, False], ids=["pictures", "no pictures"])
+async def test_the_loser_of_a_race_leaves_only_what_the_winner_names(
+    house: House, tmp_path: Path, content: bytes, draws: bool
+) -> None:
+    """Its picture and peaks go with its file, unless the winner has the same ones; nothing else is left."""
+    house.inspector = FakeInspector(tmp_path, draws=draws)
+    winner = house.custody(FakeSource(house.steps, content=content))
+    house.inspector = FakeInspector(tmp_path)
+
+    async def win() -> None:
+        house.source.meanwhile = None
+        await winner.handle(succeeded())
+
+    house.source.meanwhile = win
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    named = {house.manifest.audio} | ({house.manifest.waveform, house.manifest.peaks} if draws else set())
+    bodies = {key: body for key, body in house.storage.objects.items() if key.endswith((".wav", ".png", ".peaks.json"))}
+    assert set(bodies) == named
 
 
 async def test_the_loser_of_a_race_tells_its_other_link(house: House) -> None:
