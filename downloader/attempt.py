@@ -180,10 +180,14 @@ class Attempt:
             os.fsync(self._file)
         return Proof(judgement, self._hash.hexdigest(), matched, differs)
 
-    def kept(self, key: str) -> None:
-        """Take note that the file is in storage."""
+    def kept(self, key: str, *, held: bool = False) -> None:
+        """Take note that the file is in storage.
+
+        Args:
+            held: it was there before.
+        """
         if self._room is not None:
-            self._room.kept(key)
+            self._room.kept(key, held=held)
 
     def close(self, partials: Partials | None = None) -> None:
         """Let go of the file: leave it to the next attempt where `partials` are given, else remove what is there."""

@@ -230,8 +230,9 @@ class Custody:
             async with self._staging.attempt(names.stem, asked=asked(lead)) as attempt:
                 proven = await self._bringing.bring(lead, attempt, place.watch(attempt), tries=tries)
                 manifest = await self._inspect(self._manifest_of(event, lead, names, proven), names, attempt)
+                held = await self._storage.exists(manifest.audio)
                 await self._storage.keep(attempt.path, manifest.audio)
-                attempt.kept(manifest.audio)
+                attempt.kept(manifest.audio, held=held)
                 await self._read_again(manifest)
                 ours = await self._storage.create(names.manifest, write(manifest))
             if ours:
@@ -254,6 +255,7 @@ class Custody:
         for key in (ours.audio, ours.waveform, ours.peaks):
             if key is not None and key not in named:
                 await self._storage.delete(key)
+                self._staging.removed(key)
 
     def _manifest_of(self, event: Event, lead: Lead, names: Names, proven: Proven) -> Manifest:
         report, claimed = lead.report, events.digest(identity(lead.claimed))
@@ -290,7 +292,9 @@ class Custody:
                 if path is not None
             }
             for key, path in drawn.items():
+                size_bytes, held = await self._staging.size_bytes(path), await self._storage.exists(key)
                 await self._storage.keep(path, key)
+                self._staging.added(key, size_bytes, held=held)
         waveform, peaks = tuple(drawn) or (None, None)
         return msgspec.structs.replace(manifest, quality=found.quality, waveform=waveform, peaks=peaks)
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -86,8 +87,15 @@ class Housekeeping:
         loop = asyncio.get_running_loop()
         self._metrics.swept.inc(await loop.run_in_executor(self._executor, self._janitor.sweep))
         await self._janitor.sweep_uploads()
-        found, kept_bytes = Found(), 0
-        self._space.count()
+        found = Found()
+        with self._space.counting():
+            await self._look_at_all(found, now)
+        self._janitor.tell(found)
+        await self._retention.end()
+        self._metrics.keeping.last_round.set(self._clock().timestamp())
+
+    async def _look_at_all(self, found: Found, now: datetime) -> None:
+        kept_bytes = 0
         await self._retention.begin()
         async for task in tasks(self._storage):
             gone_bytes = 0
@@ -100,12 +108,9 @@ class Housekeeping:
                 log.warning("housekeeping.task_failed", task=task.names.stem, reason=error.reason, detail=error.detail)
             self._space.freed(gone_bytes)
             kept_bytes += (
-                sum(entry.size_bytes for entry in task.bodies if not self._space.is_new(entry.key)) - gone_bytes
+                sum(entry.size_bytes for entry in task.bodies if not self._space.is_own(entry.key)) - gone_bytes
             )
         self._space.counted(kept_bytes)
-        self._janitor.tell(found)
-        await self._retention.end()
-        self._metrics.keeping.last_round.set(self._clock().timestamp())
 
     async def _rounds(self) -> float:
         """Do a round, and return how long to wait for the next one."""

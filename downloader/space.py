@@ -4,12 +4,15 @@ Responsible for: the reserve that stays free on each disk, so that the queue bes
 quota on what is kept; what the attempts of this process still need of both. Blocking: callers run it in threads. It
 must not delete anything.
 
-Other replicas are seen by what they have written, not by what they are about to: together they may overshoot the quota
-by what is in flight.
+Between two counts of the storage, what this process keeps and deletes is counted here, by key: the same key twice is
+one file. What others put there or take away, replicas and people, is seen by the next count: together they may
+overshoot the quota by what came since and is in flight.
 """
 
 import os
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +26,9 @@ DEFAULT_RESERVE_SHARE: Final = 0.05
 """Of a disk: what the default reserve takes at most, so that a small disk is of use."""
 
 LOOK_EVERY_BYTES: Final = 4 * 1024 * 1024
+
+REMEMBERED: Final = 65_536
+"""Keys of ours, at most twice as many outside a count: beyond, the oldest are taken for what others keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,13 @@ class Room:
             self._looked_at_bytes = size_bytes
             self._space.admit_disks(ahead=False)
 
-    def kept(self, key: str) -> None:
-        """Take note that the file is in storage now, so that it is no longer this attempt's."""
-        self._space.leave(self, key=key)
+    def kept(self, key: str, *, held: bool = False) -> None:
+        """Take note that the file is in storage now, so that it is no longer this attempt's.
+
+        Args:
+            held: it was there before, so that it is counted already.
+        """
+        self._space.leave(self, key=key, held=held)
 
     def close(self) -> None:
         """Give back what was not used. Idempotent."""
@@ -108,7 +118,9 @@ class Space:
         self._lock = threading.Lock()
         self._rooms: set[Room] = set()
         self._kept_bytes = 0
-        self._added: dict[str, int] | None = None
+        self._recent: dict[str, int] = {}
+        self._before: dict[str, int] = {}
+        self._counting = False
         metrics.quota.set(quota_bytes or 0)
 
     def enter(self) -> Room:
@@ -124,37 +136,58 @@ class Space:
             self._rooms.add(room)
         return room
 
-    def leave(self, room: Room, *, key: str | None = None) -> None:
+    def leave(self, room: Room, *, key: str | None = None, held: bool = False) -> None:
         """End an attempt, whose file is kept under the key if there is one. Idempotent."""
         with self._lock:
             if room not in self._rooms:
                 return
             self._rooms.remove(room)
             if key is not None:
-                self._tell(self._kept_bytes + room.written_bytes)
-                if self._added is not None:
-                    self._added[key] = room.written_bytes
+                self._add(key, room.written_bytes, held=held)
+
+    def added(self, key: str, size_bytes: int, *, held: bool) -> None:
+        """Take note that something is in storage now that no attempt has room for: a picture.
+
+        Args:
+            held: as for `Room.kept`.
+        """
+        with self._lock:
+            self._add(key, size_bytes, held=held)
+
+    def removed(self, key: str) -> None:
+        """Take note that we deleted something; only what we kept not long ago is known by its key."""
+        with self._lock:
+            for own in (self._recent, self._before):
+                if key in own:
+                    self._tell(self._kept_bytes - own[key])
+                    own[key] = 0  # and not forgotten: a listing may tell it still
 
     def freed(self, size_bytes: int) -> None:
         """Take note that something was deleted from storage."""
         with self._lock:
             self._tell(self._kept_bytes - size_bytes)
 
-    def count(self) -> None:
-        """Take note that somebody begins to count what is kept; what we keep meanwhile is not to be counted."""
+    @contextmanager
+    def counting(self) -> Generator[None, None, None]:
+        """Have what is kept counted in here: what is ours, by `is_own`, is not to be counted."""
         with self._lock:
-            self._added = {}
+            self._counting = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._counting = False
 
-    def is_new(self, key: str) -> bool:
-        """Tell whether we kept this while it is counted."""
+    def is_own(self, key: str) -> bool:
+        """Tell whether this process kept or deleted this since the count before the last one, and so knows its size."""
         with self._lock:
-            return self._added is not None and key in self._added
+            return key in self._recent or key in self._before
 
     def counted(self, size_bytes: int) -> None:
-        """Take note of what was found beside it."""
+        """Take note of what was found beside what is ours."""
         with self._lock:
-            self._tell(size_bytes + sum((self._added or {}).values()))
-            self._added = None
+            self._tell(size_bytes + sum(self._recent.values()) + sum(self._before.values()))
+            self._before, self._recent = self._recent, {}
 
     def look(self) -> None:
         """Tell the metrics what is free now.
@@ -228,6 +261,15 @@ class Space:
         default_bytes = min(DEFAULT_RESERVE_BYTES, int(found.f_blocks * found.f_frsize * DEFAULT_RESERVE_SHARE))
         reserve_bytes = default_bytes if self._reserve_bytes is None else self._reserve_bytes
         return found.f_bavail * found.f_frsize, reserve_bytes
+
+    def _add(self, key: str, size_bytes: int, *, held: bool) -> None:
+        own = self._before if key in self._before else self._recent
+        if key not in own and held:
+            return
+        self._tell(self._kept_bytes + size_bytes - own.get(key, 0))
+        own[key] = size_bytes
+        if len(self._recent) > REMEMBERED and not self._counting:
+            self._before, self._recent = self._recent, {}
 
     def _tell(self, kept_bytes: int) -> None:
         self._kept_bytes = max(0, kept_bytes)

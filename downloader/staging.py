@@ -148,6 +148,26 @@ class Staging:
         """Remove what is left of a task that needs no other attempt."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._partials.forget_task, task)
 
+    async def size_bytes(self, path: Path) -> int:
+        """Return the size of what was drawn of an attempt.
+
+        Raises:
+            RetryableError: the disk fails.
+        """
+        with translating():
+            status = await asyncio.get_running_loop().run_in_executor(self._executor, path.stat)
+        return status.st_size
+
+    def added(self, key: str, size_bytes: int, *, held: bool) -> None:
+        """Take note that what was drawn of an attempt is in storage; `held`: it was there before."""
+        if self._space is not None:
+            self._space.added(key, size_bytes, held=held)
+
+    def removed(self, key: str) -> None:
+        """Take note that what was kept is deleted from storage."""
+        if self._space is not None:
+            self._space.removed(key)
+
     def _enter(self) -> Room | None:
         """Begin an attempt; where there is no room, cut downloads go before it is refused, the oldest first."""
         if self._space is not None:

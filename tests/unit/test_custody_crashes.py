@@ -7,8 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from downloader.custody import Custody
+from downloader.keeping_metrics import KeepingMetrics
+from downloader.space import Space
 from shared.errors import BrokerError, Reason, RetryableError
 from shared.messaging.port import Message
 from tests.unit.custody_fakes import (
@@ -147,7 +150,11 @@ async def test_the_loser_of_a_race_keeps_the_same_file(house: House) -> None:
 async def test_the_loser_of_a_race_leaves_only_what_the_winner_names(
     house: House, tmp_path: Path, content: bytes, draws: bool
 ) -> None:
-    """Its picture and peaks go with its file, unless the winner has the same ones; nothing else is left."""
+    """Its picture and peaks go with its file, unless the winner has the same ones; and they no longer count."""
+    registry = CollectorRegistry()
+    house.space = Space(
+        staging=tmp_path, storage=None, reserve_bytes=0, quota_bytes=None, metrics=KeepingMetrics(registry)
+    )
     house.inspector = FakeInspector(tmp_path, draws=draws)
     winner = house.custody(FakeSource(house.steps, content=content))
     house.inspector = FakeInspector(tmp_path)
@@ -162,6 +169,8 @@ async def test_the_loser_of_a_race_leaves_only_what_the_winner_names(
     named = {house.manifest.audio} | ({house.manifest.waveform, house.manifest.peaks} if draws else set())
     bodies = {key: body for key, body in house.storage.objects.items() if key.endswith((".wav", ".png", ".peaks.json"))}
     assert set(bodies) == named
+    kept_bytes = registry.get_sample_value("wavekeep_downloader_kept_bytes")
+    assert kept_bytes == sum(map(len, bodies.values()))
 
 
 async def test_the_loser_of_a_race_tells_its_other_link(house: House) -> None:

@@ -149,7 +149,6 @@ def test_the_quota(tmp_path: Path) -> None:
     """What is kept and what is under way stay within the quota; deleting makes room, keeping takes it."""
     registry = CollectorRegistry()
     found = space(tmp_path, registry, quota_bytes=1_000)
-    found.count()
     found.counted(400)
     first = found.enter()
     first.announce(600, there_bytes=0)
@@ -164,22 +163,132 @@ def test_the_quota(tmp_path: Path) -> None:
     assert registry.get_sample_value("wavekeep_downloader_kept_bytes") == 999
 
 
+class Count:
+    """The quota's count of one process, and a storage beside it that says what is really there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._registry = CollectorRegistry()
+        self.space = space(folder, self._registry)
+        self.there: dict[str, int] = {}
+
+    def keep(self, key: str, size_bytes: int) -> None:
+        """Keep a file, as custody does."""
+        room = self.space.enter()
+        room.take(size_bytes)
+        held, self.there[key] = key in self.there, size_bytes
+        room.kept(key, held=held)
+
+    def draw(self, key: str, size_bytes: int) -> None:
+        """Keep a picture, as custody does."""
+        held, self.there[key] = key in self.there, size_bytes
+        self.space.added(key, size_bytes, held=held)
+
+    def delete(self, key: str) -> None:
+        """Delete what was kept, as the loser of a race does."""
+        del self.there[key]
+        self.space.removed(key)
+
+    def list(self, *keys: str) -> int:
+        """Look at these keys, as a round does; return what it counts."""
+        return sum(self.there[key] for key in keys if key in self.there and not self.space.is_own(key))
+
+    def round(self) -> None:
+        """Do a round in which nothing happens meanwhile."""
+        with self.space.counting():
+            self.space.counted(self.list(*self.there))
+
+    @property
+    def kept_bytes(self) -> float | None:
+        """What the metric says."""
+        return self._registry.get_sample_value("wavekeep_downloader_kept_bytes")
+
+    @property
+    def right(self) -> bool:
+        """Whether that is so."""
+        return self.kept_bytes == sum(self.there.values())
+
+
 @pytest.mark.usefixtures("disks")
-def test_counting_misses_nothing_that_comes_meanwhile(tmp_path: Path) -> None:
-    """A file kept while others are counted is neither forgotten by the count nor counted twice."""
-    registry = CollectorRegistry()
-    found = space(tmp_path, registry)
-    found.count()
-    room = found.enter()
-    room.take(70)
-    room.kept("kie/00/a.wav")
-    assert found.is_new("kie/00/a.wav")
-    assert not found.is_new("kie/00/b.wav")
-    found.counted(30)
-    assert registry.get_sample_value("wavekeep_downloader_kept_bytes") == 100
-    found.count()
-    found.counted(100)
-    assert registry.get_sample_value("wavekeep_downloader_kept_bytes") == 100
+def test_the_same_key_is_one_file(tmp_path: Path) -> None:
+    """What is kept again, by a redelivery perhaps, is counted once, also where it was there before the last count."""
+    count = Count(tmp_path)
+    for _ in range(2):
+        count.keep("a.wav", 70)
+        assert count.right
+        count.draw("a.png", 5)
+        assert count.right
+    for _ in range(4):
+        count.round()
+        count.keep("a.wav", 70)
+        count.draw("a.png", 5)
+        assert count.right
+
+
+@pytest.mark.usefixtures("disks")
+def test_what_a_loser_deletes_is_counted_no_more(tmp_path: Path) -> None:
+    """Its file and its pictures, whether a count was done in between or not; and it may come again."""
+    count = Count(tmp_path)
+    for rounds in range(2):
+        count.keep("a.wav", 70)
+        count.draw("a.png", 5)
+        for _ in range(rounds):
+            count.round()
+        count.delete("a.wav")
+        count.delete("a.png")
+        assert count.kept_bytes == 0
+        count.keep("a.wav", 70)
+        assert count.right
+        count.delete("a.wav")
+
+
+@pytest.mark.usefixtures("disks")
+def test_counting_misses_nothing_that_happens_meanwhile(tmp_path: Path) -> None:
+    """What is kept or deleted while others are counted is neither forgotten nor counted twice, however it is listed."""
+    count = Count(tmp_path)
+    count.there["old.wav"] = 1_000
+    count.keep("early.wav", 10)
+    count.keep("gone.wav", 20)
+    with count.space.counting():
+        listed = count.list("old.wav", "early.wav", "gone.wav")
+        count.keep("meanwhile.wav", 40)
+        count.delete("gone.wav")
+        assert count.space.is_own("gone.wav"), "a page of the listing from before may tell it still"
+        count.keep("brief.wav", 80)
+        count.delete("brief.wav")
+        listed += count.list("meanwhile.wav", "brief.wav", "gone.wav")
+        count.space.counted(listed)
+    assert count.kept_bytes == 1_050
+    assert count.right
+    count.round()
+    assert count.right
+
+
+@pytest.mark.usefixtures("disks")
+def test_what_others_do_is_seen_by_the_next_count(tmp_path: Path) -> None:
+    """A replica's file counts from the next round on; what a person took away of ours, from the third at the latest."""
+    count = Count(tmp_path)
+    count.there["another.wav"] = 500
+    count.keep("a.wav", 70)
+    assert count.kept_bytes == 70
+    count.round()
+    assert count.right
+    del count.there["a.wav"]
+    for _ in range(2):
+        count.round()
+    assert count.right
+
+
+@pytest.mark.usefixtures("disks")
+def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files come between two counts, the count is right; only the latest are known by their keys."""
+    monkeypatch.setattr("downloader.space.REMEMBERED", 10)
+    count = Count(tmp_path)
+    for number in range(100):
+        count.keep(f"{number}.wav", 1)
+    assert count.right
+    assert 10 <= sum(count.space.is_own(key) for key in count.there) <= 22
+    count.round()
+    assert count.right
 
 
 async def test_a_refused_attempt_leaves_nothing(tmp_path: Path, disks: Disks, executor: Executor) -> None:
