@@ -15,6 +15,7 @@ import msgspec
 
 from cli.chosen import subject_of, waiting_since
 from cli.evidence import in_words
+from cli.loose import loose_ends, partial_downloads
 from cli.output import as_json, print_json, print_table
 from cli.parked import SERVICES
 from cli.session import broker, finish, settings
@@ -59,8 +60,9 @@ def status(host: str, ports: tuple[int, ...], *, json_output: bool) -> None:
 def show(task: str, vendor: str | None, *, json_output: bool) -> None:
     """Show everything that is known of TASK (the vendor's id, or VENDOR/ID).
 
-    Its manifest, what it proves, and all revisions; or its rejection; what was told; the objects that are kept; and
-    what is parked of it, where the broker can be asked.
+    Its manifest, what it proves, and all revisions; or its rejection; or audio without a manifest (an orphan); what was
+    told; the objects that are kept; partial downloads on this machine; and what is parked of it, where the broker can
+    be asked.
     """
     vendors, task = _split(vendor, task)
     found = finish(lambda: _everything(vendors, task))
@@ -73,7 +75,7 @@ def show(task: str, vendor: str | None, *, json_output: bool) -> None:
         print_json(found)
         return
     for record in found:
-        tables = {name: record.pop(name, None) or [] for name in ("revisions", "objects", "parked")}
+        tables = {name: record.pop(name, None) or [] for name in ("revisions", "objects", "partial", "parked")}
         print_table(("", ""), _flat(record), empty="")
         for name, rows in tables.items():
             if rows:
@@ -150,13 +152,19 @@ async def _records(vendors: list[str], task: str) -> list[dict[str, Any]]:
 async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
     """Return all that is known of a task, for each vendor that has one of the name."""
     parked = await _parked({f"{vendor}/{task}" for vendor in vendors})
-    found = await _records(vendors, task)
+    records = {record["vendor"]: record for record in await _records(vendors, task)}
+    found: list[dict[str, Any]] = []
+    chosen = settings()
     with ThreadPoolExecutor(1) as executor:
-        storage = build_storage(settings(), executor=executor)
-        for record in found:
-            vendor = record["vendor"]
+        storage = build_storage(chosen, executor=executor)
+        for vendor in vendors:
             names = names_of(vendor, task)
             objects = [entry async for entry in storage.list(_shelf(names)) if entry.key.startswith(f"{names.stem}.")]
+            partials = await partial_downloads(chosen.staging_folder, f"{vendor}/{task}")
+            record = records.get(vendor) or loose_ends(names, f"{vendor}/{task}", objects, partials)
+            if record is None:
+                continue
+            found.append(record)
             record["kept_in"] = storage.uri(_shelf(names))
             record["told"] = [entry.key[len(names.stem) + 1 :] for entry in objects if _is_marker(entry)]
             record["objects"] = [
@@ -170,6 +178,7 @@ async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
                 for name, key in (("rejection", names.rejected), ("expired", names.expired)):
                     content = await storage.read(key)
                     record[name] = None if content is None else _decoded(content, key)
+            record["partial"] = partials
             record["parked"] = None if parked is None else parked.pop(f"{vendor}/{task}", [])
     for subject, messages in (parked or {}).items():
         found.append({"state": "parked", "vendor": subject.partition("/")[0], "task_id": task, "parked": messages})

@@ -203,6 +203,11 @@ class Partials:
             return True
 
 
+def left_of(folder: Path, task: str) -> list[tuple[Path, os.stat_result]]:
+    """Return the partial files of a task, also one that is being written; locks none, so that nobody misses it."""
+    return [(path, status) for path in sorted(folder.glob(f"{_name(task)}.*.part")) for status in _status(path)]
+
+
 def forget(path: Path) -> None:
     """Remove a partial file and what is known of it."""
     path.unlink(missing_ok=True)

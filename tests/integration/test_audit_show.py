@@ -1,5 +1,6 @@
 """`wavekeep show` and `wavekeep backup`: what a person is shown of one task, and what is copied while in use."""
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 import structlog
 
+from downloader.answer import Known
+from downloader.partial import Partials
 from shared.errors import Reason
 from tests.integration.cli_house import SECRET, embedded_place, succeeded
 from tests.integration.test_audit_command import kept
 from tests.integration.test_cli_replace import Home
-from tests.kept import Kept, audio
+from tests.kept import Kept, audio, manifest_of
 
 __all__ = ["kept"]
 
@@ -57,6 +60,44 @@ async def test_a_task_of_which_only_a_message_is_there(home: Home) -> None:
     await home.park((succeeded("one"), Reason.TOO_LARGE))
     (record,) = await home.json("show", "one")
     assert (record["state"], record["vendor"], len(record["parked"])) == ("parked", "apibox", 1)
+
+
+async def test_audio_without_a_manifest(home: Home, kept: Kept) -> None:
+    """An orphan is shown with its objects, and with the command that makes a stored file of it, which does."""
+    names = await kept.store("one")
+    content = (home.files / names.manifest).read_bytes()
+    (home.files / names.manifest).unlink()
+    (record,) = await home.json("show", "one")
+    assert (record["state"], record["vendor"], record["task_id"]) == ("orphan", "apibox", "one")
+    assert [each["key"] for each in record["objects"]] == [manifest_of(kept.storage, "one", audio()).audio]
+    assert record["told"] == ["announced"]
+    assert record["to_do"].endswith("wavekeep audit --adopt apibox/one")
+    table = (await home.cli("show", "apibox/one")).stdout
+    assert "orphan" in table
+    assert ".wav" in table
+    (home.files / names.manifest).write_bytes(content)
+    assert (await home.json("show", "one"))[0]["state"] == "stored"
+
+
+async def test_a_task_of_which_a_partial_download_waits(home: Home) -> None:
+    """What a cut download left for the next attempt is shown, whether or not anything is parked, and not locked."""
+    folder = home.data_dir / "staging"
+    folder.mkdir()
+    partials = Partials(folder, max_bytes=10**6)
+    path = partials.new("kie/one")
+    path.write_bytes(b"RIFF")
+    partials.note(path, identity="0", known=Known(validator='"tag"'), synced_bytes=4)
+    partials.new("kie/two").write_bytes(b"of another task")
+    (record,) = await home.json("show", "one")
+    assert (record["state"], record["vendor"], record["objects"]) == ("begun", "kie", [])
+    assert [(each["path"], each["size_bytes"]) for each in record["partial"]] == [(str(path), 4)]
+    await home.park((succeeded("one"), Reason.TOO_LARGE))
+    states = {(each["vendor"], each["state"]) for each in await home.json("show", "one")}
+    assert states == {("kie", "begun"), ("apibox", "parked")}
+    assert str(path) in (await home.cli("show", "kie/one")).stdout
+    claimed = partials.claim("kie/one")
+    assert claimed is not None
+    os.close(claimed.file)
 
 
 async def test_without_a_broker(home: Home, kept: Kept) -> None:
