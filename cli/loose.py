@@ -14,14 +14,14 @@ from downloader.partial import left_of
 from downloader.storage import Entry, translating
 
 
-async def partial_downloads(folder: Path, subject: str) -> list[dict[str, Any]]:
+async def partial_downloads(folder: Path, names: Names) -> list[dict[str, Any]]:
     """Return what of a task waits in the staging folder of this machine for its next attempt, or is being written.
 
     Raises:
         RetryableError: the disk fails.
     """
     with translating():
-        found = await asyncio.to_thread(left_of, folder, subject)
+        found = await asyncio.to_thread(left_of, folder, names.stem)
     return [
         {
             "path": str(path),

@@ -160,7 +160,7 @@ async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
         for vendor in vendors:
             names = names_of(vendor, task)
             objects = [entry async for entry in storage.list(_shelf(names)) if entry.key.startswith(f"{names.stem}.")]
-            partials = await partial_downloads(chosen.staging_folder, f"{vendor}/{task}")
+            partials = await partial_downloads(chosen.staging_folder, names)
             record = records.get(vendor) or loose_ends(names, f"{vendor}/{task}", objects, partials)
             if record is None:
                 continue

@@ -116,8 +116,9 @@ class Janitor:
             log.info("uploads.ended", count=len(ended), first=ended[:TOLD_BY_NAME])
 
     async def look(self, task: Task, found: Found, *, now: datetime) -> None:
-        """Look at what is there of a task: forget what is left to go on from if it is stored; add orphans, and what
-        came back, to what was found.
+        """Look at what is there of a task, and add its orphans, and what came back, to what was found.
+
+        What is left in staging of one that is stored is forgotten.
 
         Raises:
             RetryableError: the storage fails.

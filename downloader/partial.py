@@ -205,7 +205,7 @@ class Partials:
 
 def left_of(folder: Path, task: str) -> list[tuple[Path, os.stat_result]]:
     """Return the partial files of a task, also one that is being written; locks none, so that nobody misses it."""
-    return [(path, status) for path in sorted(folder.glob(f"{_name(task)}.*.part")) for status in _status(path)]
+    return [(path, status) for path in sorted(folder.glob(f"{name_of(task)}.*.part")) for status in _status(path)]
 
 
 def forget(path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from downloader.answer import Known
+from downloader.names import names_of
 from downloader.partial import Partials
 from shared.errors import Reason
 from tests.integration.cli_house import SECRET, embedded_place, succeeded
@@ -84,10 +85,10 @@ async def test_a_task_of_which_a_partial_download_waits(home: Home) -> None:
     folder = home.data_dir / "staging"
     folder.mkdir()
     partials = Partials(folder, max_bytes=10**6)
-    path = partials.new("kie/one")
+    path = partials.new(names_of("kie", "one").stem)
     path.write_bytes(b"RIFF")
     partials.note(path, identity="0", known=Known(validator='"tag"'), synced_bytes=4)
-    partials.new("kie/two").write_bytes(b"of another task")
+    partials.new(names_of("kie", "two").stem).write_bytes(b"of another task")
     (record,) = await home.json("show", "one")
     assert (record["state"], record["vendor"], record["objects"]) == ("begun", "kie", [])
     assert [(each["path"], each["size_bytes"]) for each in record["partial"]] == [(str(path), 4)]
@@ -95,7 +96,7 @@ async def test_a_task_of_which_a_partial_download_waits(home: Home) -> None:
     states = {(each["vendor"], each["state"]) for each in await home.json("show", "one")}
     assert states == {("kie", "begun"), ("apibox", "parked")}
     assert str(path) in (await home.cli("show", "kie/one")).stdout
-    claimed = partials.claim("kie/one")
+    claimed = partials.claim(names_of("kie", "one").stem)
     assert claimed is not None
     os.close(claimed.file)
 

@@ -11,13 +11,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from downloader import manifest as records
+from downloader.attempt import Proof
 from downloader.expiry import Expiring
 from downloader.fetch import Sink
 from downloader.keeping_metrics import KeepingMetrics
 from downloader.manifest import Manifest, read_manifest
 from downloader.replacement import Origin, RefusedError, Replaced, Replacing
 from downloader.shelves import Task
-from downloader.staging import Proof, Staging
+from downloader.staging import Staging
 from downloader.tombstone import Expiry, read_expiry, read_revision
 from downloader.wav import Judgement
 from shared.events import FileExpired, FileReplaced
