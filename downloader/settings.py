@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
+from downloader.account import Account
 from downloader.confirmation import Confirm
 from downloader.fence import Fence, Opening, parse_opening
-from downloader.vendor_api import Account
 from shared.settings import PREFIX, Port, ServiceSettings, Words
 from shared.vendors import Vendor
 

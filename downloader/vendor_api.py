@@ -11,14 +11,13 @@ No word of a vendor's is logged, because it may quote the key.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
 import structlog
-from pydantic import SecretStr
 
+from downloader.account import Account
 from downloader.budget import Budget
 from downloader.metrics import DownloaderMetrics
 from downloader.record import Answer, Outcome, read
@@ -46,21 +45,6 @@ _FORMS: Final[Mapping[Vendor, tuple[str, ...]]] = {
 
 _UNEXPECTED: Final = frozenset({Outcome.FAILED, Outcome.REFUSED, Outcome.MALFORMED})
 """Outcomes that time does not mend."""
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Our account with a vendor.
-
-    Attributes:
-        base: of the vendor's API, without a slash at the end.
-        key: what `Authorization: Bearer` carries.
-        per_10_s: requests within ten seconds.
-    """
-
-    base: str
-    key: SecretStr
-    per_10_s: int
 
 
 class VendorApi:

@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 
 from shared.messaging.embedded import EmbeddedBroker
 from shared.messaging.port import Broker
-from shared.messaging.rabbitmq import RabbitBroker
 from shared.messaging.spooled import SPOOL_TIMEOUT_S, SpooledBroker, spool_topology
 from shared.messaging.topology import topology
 from shared.metrics import MessagingMetrics, SpoolMetrics
@@ -45,6 +44,8 @@ def build_broker(
             brake_after=settings.brake_after,
         )
     assert settings.broker_url is not None
+    from shared.messaging.rabbitmq import RabbitBroker  # noqa: PLC0415 - large, and of no use beside an embedded queue
+
     return RabbitBroker(
         settings.broker_url.get_secret_value(),
         topology(destinations),

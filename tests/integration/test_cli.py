@@ -75,7 +75,9 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 def commands(group: click.Group = main, *before: str) -> Iterator[tuple[str, ...]]:
     """Return the words of every command and group."""
     yield before
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands(command, *before, name)
         else:

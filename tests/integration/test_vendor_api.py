@@ -10,9 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from downloader.account import Account
 from downloader.metrics import DownloaderMetrics
 from downloader.record import Answer, Outcome
-from downloader.vendor_api import MAX_ANSWER_BYTES, Account, VendorApi
+from downloader.vendor_api import MAX_ANSWER_BYTES, VendorApi
 from shared.vendors import Vendor
 from simulator.app import Simulator
 from simulator.plan import Plan, RecordForm
