@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Final
 
@@ -97,19 +97,22 @@ class Housekeeping:
     async def _look_at_all(self, found: Found, now: datetime) -> None:
         kept_bytes = 0
         await self._retention.begin()
-        async for task in tasks(self._storage):
-            gone_bytes = 0
-            try:
-                await self._janitor.look(task, found, now=now)
-                gone_bytes = await self._retention.look(task)
-            except BrokerError:
-                raise
-            except RetryableError as error:  # one object that cannot be read must not end the rounds of all others
-                log.warning("housekeeping.task_failed", task=task.names.stem, reason=error.reason, detail=error.detail)
-            self._space.freed(gone_bytes)
-            kept_bytes += (
-                sum(entry.size_bytes for entry in task.bodies if not self._space.is_own(entry.key)) - gone_bytes
-            )
+        async with aclosing(tasks(self._storage)) as found_tasks:
+            async for task in found_tasks:
+                gone_bytes = 0
+                try:
+                    await self._janitor.look(task, found, now=now)
+                    gone_bytes = await self._retention.look(task)
+                except BrokerError:
+                    raise
+                except RetryableError as error:  # one object that cannot be read must not end the rounds of all others
+                    log.warning(
+                        "housekeeping.task_failed", task=task.names.stem, reason=error.reason, detail=error.detail
+                    )
+                self._space.freed(gone_bytes)
+                kept_bytes += (
+                    sum(entry.size_bytes for entry in task.bodies if not self._space.is_own(entry.key)) - gone_bytes
+                )
         self._space.counted(kept_bytes)
 
     async def _rounds(self) -> float:

@@ -5,7 +5,8 @@ objects hold, nor judge it.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,14 +78,15 @@ class Task:
         return latest > 1 and f".v{latest}.announced" not in self.entries
 
 
-async def tasks(storage: Storage) -> AsyncIterator[Task]:
-    """Yield every task, in no promised order. Memory does not grow with their number.
+async def tasks(storage: Storage) -> AsyncGenerator[Task, None]:
+    """Yield every task, in no promised order. Memory does not grow with their number. To be closed where not exhausted.
 
     Raises:
         RetryableError: the storage cannot be listed.
     """
-    async for holding in holdings(storage, Selection()):
-        yield _task(holding.names, holding.entries.values())
+    async with aclosing(holdings(storage, Selection())) as found:
+        async for holding in found:
+            yield _task(holding.names, holding.entries.values())
 
 
 async def find(storage: Storage, names: Names) -> Task:

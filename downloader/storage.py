@@ -10,13 +10,15 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from shared.errors import Reason, RetryableError
+
+T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -35,7 +37,13 @@ class Entry:
 
 
 class Storage(Protocol):
-    """Whatever keeps files. Keys are relative, with `/`. Each call raises `RetryableError` when it failed."""
+    """Whatever keeps files. Keys are relative, with `/`. Each call raises `RetryableError` when it failed.
+
+    Attributes:
+        local: a call is work of this machine's, done in a thread, and not an answer of another one that is waited for.
+    """
+
+    local: bool
 
     async def start(self) -> None:
         """Prove by real writes that files can be kept, and created conditionally.
@@ -73,10 +81,18 @@ class Storage(Protocol):
     async def digest(self, key: str) -> tuple[int, str]:
         """Read an object again; return its size in bytes and its SHA-256 in hex. Memory does not grow with the size."""
 
+    async def together(self, work: Callable[["Storage"], Coroutine[Any, Any, T]]) -> T:
+        """Do work of many small calls in sequence, through the storage that it is handed; return what it returns.
+
+        Where calls are made in threads, all of the work is done in one, in an event loop of its own: it must touch
+        nothing of the caller's loop, and should be short, since it goes on to its end where the caller is cancelled.
+        """
+
     def list(self, prefix: str = "") -> AsyncIterator[Entry]:
         """Yield every object whose key begins with these whole parts of a path; all by default.
 
-        In no promised order; what comes or goes meanwhile may be told or not. Memory does not grow with their number.
+        What is in one folder comes in the order of its keys; folders in no promised order. What comes or goes meanwhile
+        may be told or not. Memory does not grow with their number, and no other call waits for a listing.
         """
 
     def uri(self, key: str) -> str:

@@ -11,19 +11,19 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import hashlib
 import itertools
 import os
 import stat
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from downloader.storage import Entry, sweep, translating
+from downloader.reading import digest_of
+from downloader.storage import Entry, Storage, sweep, translating
 from shared.errors import RetryableError, StartError
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ _BLOCK_BYTES = 1024 * 1024
 TEMPORARY = ".tmp"
 _PROBE = ".probe"
 _PAGE = 1_000
+_NAMES = 32_768
+"""Of one folder are in memory, or twice as many: a larger one is gone through once for each so many."""
 
 
 class FolderStorage:
@@ -39,14 +41,19 @@ class FolderStorage:
 
     Args:
         root: created if missing, for this user alone.
-        executor: runs what blocks.
+        executor: runs what blocks, but for listings, which have a thread of their own; None: whoever calls does, and
+            has a thread for it.
         single_writer: start although the file system cannot create conditionally.
     """
 
-    def __init__(self, root: Path, *, executor: Executor, single_writer: bool = False) -> None:
+    local = True
+
+    def __init__(self, root: Path, *, executor: Executor | None, single_writer: bool = False) -> None:
         self._root = root.absolute()
         self._executor = executor
         self._single_writer = single_writer
+        # a listing of millions must not take the threads that files are waited for in; it ends with this object
+        self._lister = executor and ThreadPoolExecutor(1, thread_name_prefix="listing")
 
     async def start(self) -> None:
         """See the port."""
@@ -115,16 +122,26 @@ class FolderStorage:
         """See the port."""
 
         def digest() -> tuple[int, str]:
-            with self._open(key) as file:
-                found = hashlib.file_digest(file, "sha256")
-                return file.tell(), found.hexdigest()
+            with self._folder(key) as (folder, name):
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                return digest_of(file)
+            finally:
+                os.close(file)
 
         return await self._run(digest)
+
+    async def together(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
+        """See the port."""
+        if self._executor is None:
+            return await work(self)
+        own = FolderStorage(self._root, executor=None, single_writer=self._single_writer)
+        return await self._run(lambda: asyncio.run(work(own)))
 
     async def list(self, prefix: str = "") -> AsyncIterator[Entry]:
         """See the port. One folder at a time; links are passed over, and so is what is not ours to tell."""
         walk = self._walk(prefix)
-        while page := await self._run(lambda: tuple(itertools.islice(walk, _PAGE))):
+        while page := await self._run(lambda: tuple(itertools.islice(walk, _PAGE)), self._lister):
             for entry in page:
                 yield entry
 
@@ -195,11 +212,14 @@ class FolderStorage:
                     yield Entry(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def _scan(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield what is in a folder now; nothing where there is none."""
+        """Yield what is in a folder now, by name; nothing where there is none."""
+        last, more = "", True
         with contextlib.suppress(FileNotFoundError), self._folder(f"{folder}/" if folder else "") as (opened, _):
-            for name in os.listdir(opened):  # noqa: PTH208 - no path leads there safely
-                with contextlib.suppress(FileNotFoundError):
-                    yield name, os.stat(name, dir_fd=opened, follow_symlinks=False)
+            while more:
+                names, more = _next_names(opened, last)
+                for last in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        yield last, os.stat(last, dir_fd=opened, follow_symlinks=False)
 
     @contextlib.contextmanager
     def _temporary(self) -> Generator[tuple[int, Path], None, None]:
@@ -233,12 +253,38 @@ class FolderStorage:
         with self._folder(key) as (folder, name):
             return os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "rb")
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, work: Callable[[], T], executor: Executor | None = None) -> T:
         def translated() -> T:
             with translating():
                 return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, translated)
+        if self._executor is None:
+            return translated()
+        return await asyncio.get_running_loop().run_in_executor(executor or self._executor, translated)
+
+
+def _next_names(folder: int, last: str) -> tuple[list[str], bool]:
+    """Return the first names of an open folder that come after `last`, in order, and whether there are more."""
+    names: list[str] = []
+    end: str | None = None
+    with os.scandir(folder) as found:
+        for entry in found:
+            name = entry.name
+            if name > last and (end is None or name <= end):
+                names.append(name)
+                if len(names) > 2 * _NAMES:
+                    end = _shorten(names)
+    if len(names) > _NAMES:
+        end = _shorten(names)
+    names.sort()
+    return names, end is not None
+
+
+def _shorten(names: list[str]) -> str:
+    """Leave only the first `_NAMES`; return the last of these."""
+    names.sort()
+    del names[_NAMES:]
+    return names[-1]
 
 
 def sync_folder(folder: Path) -> None:

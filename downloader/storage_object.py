@@ -9,19 +9,19 @@ It is imported only where such a store is configured, as its library is large.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
 
-from downloader.storage import Entry, translating
+from downloader.storage import Entry, Storage, translating
 from downloader.storage_failure import StoreError, advice, failure
 from downloader.storage_store import Store
 from shared.errors import RetryableError, StartError
@@ -56,6 +56,8 @@ class ObjectStorage:
         single_writer: start although the store cannot create conditionally; then a key is looked for before.
         transfer_timeout_s: for putting or reading again one whole file.
     """
+
+    local = False
 
     def __init__(
         self, store: Store, address: str, *, executor: Executor, single_writer: bool, transfer_timeout_s: float
@@ -152,9 +154,17 @@ class ObjectStorage:
             await self._off_loop(partial(found.update, block))
         return size_bytes, found.hexdigest()
 
-    async def list(self, prefix: str = "") -> AsyncIterator[Entry]:
+    async def together(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
         """See the port."""
+        return await work(self)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[Entry]:
+        """See the port. A page at a time, in no thread of ours. Stores list in the order of keys; that is checked."""
+        last = ""
         async for entry in self._entries(prefix):
+            if entry.key < last:
+                raise StoreError("the object store does not list in the order of keys")
+            last = entry.key
             if not entry.key.startswith("."):
                 yield entry
 

@@ -214,6 +214,34 @@ async def test_listing_goes_beyond_one_page(storage: Storage) -> None:
     assert sorted([entry.key async for entry in storage.list()]) == sorted(keys)
 
 
+async def test_listing_tells_a_folder_in_the_order_of_keys(storage: Storage) -> None:
+    """What belongs together comes together, so that whoever groups a listing must not hold all of it."""
+    keys = [f"kie/ab/{name}" for name in ("a.json", "a-b.wav", "a.wav", "A.json", "a_.json", "a0.v1.json", "a.0.wav")]
+    await asyncio.gather(*(storage.create(key, b"{}") for key in keys))
+    assert [entry.key async for entry in storage.list("kie/ab")] == sorted(keys)
+
+
+async def test_work_that_is_done_together(storage: Storage) -> None:
+    """Work of many calls sees and does what each call alone would, and hands back what it returns or raises."""
+    await storage.create(KEY, b"first")
+
+    async def work(same: Storage) -> tuple[bytes | None, bool, tuple[int, str], list[str]]:
+        created = await same.create("kie/ab/task.json", b"second")
+        listed = sorted([entry.key async for entry in same.list()])
+        return await same.read(KEY), created, await same.digest(KEY), listed
+
+    keys = [KEY, "kie/ab/task.json"]
+    assert await storage.together(work) == (b"first", True, (5, hashlib.sha256(b"first").hexdigest()), keys)
+    assert await storage.read("kie/ab/task.json") == b"second"
+
+    async def fail(same: Storage) -> None:
+        await same.digest("kie/ab/nothing.wav")
+
+    with pytest.raises(RetryableError) as caught:
+        await storage.together(fail)
+    assert caught.value.reason is Reason.STORAGE_FAILED
+
+
 async def test_an_address_names_the_object_alone(storage: Storage) -> None:
     """What a manifest calls its audio holds neither credentials nor a query, and ends with the key."""
     uri = storage.uri(KEY)

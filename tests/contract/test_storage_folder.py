@@ -1,7 +1,9 @@
 """What the folder promises beyond the port: rights, links, full disks, other devices, dead and living writers."""
 
+import asyncio
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from downloader import storage_folder
 from downloader.names import names_of
 from downloader.staging import Staging
 from downloader.storage import sweep
@@ -242,3 +245,56 @@ def test_a_file_that_goes_while_sweeping_is_no_failure(tmp_path: Path, monkeypat
     """A living writer that ends at this very moment does not keep another process from starting."""
     monkeypatch.setattr(Path, "iterdir", lambda _: iter([tmp_path / "gone"]))
     assert sweep(tmp_path) == 0
+
+
+async def test_a_folder_of_any_size_is_listed_in_bounded_memory(
+    kit: FolderKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of more names than are held at once is told whole, each name once and in order."""
+    held: list[int] = []
+    next_names = storage_folder._next_names
+
+    def seen(opened: int, last: str) -> tuple[list[str], bool]:
+        names, more = next_names(opened, last)
+        held.append(len(names))
+        return names, more
+
+    monkeypatch.setattr(storage_folder, "_NAMES", 10)
+    monkeypatch.setattr(storage_folder, "_next_names", seen)
+    storage = kit.storage()
+    folder = kit.root / "kie/ab"
+    folder.mkdir(parents=True)
+    for count in (10, 11, 20, 21, 57):
+        for number in range(count):
+            (folder / f"{number * 7919 % 1_000:03}.json").touch()
+        keys = [entry.key async for entry in storage.list("kie/ab")]
+        assert keys == sorted(kit.listing())
+        assert len(keys) == count
+        assert max(held) <= 10
+
+
+async def test_a_listing_takes_no_thread_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a disk is slow to tell what is there, files are read and kept as ever, and the other way round."""
+    free = threading.Event()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: free.wait(30) and scandir(folder))
+    with ThreadPoolExecutor(1) as executor:
+        storage = FolderStorage(tmp_path / "files", executor=executor)
+        (tmp_path / "files" / ".tmp").mkdir(parents=True)
+        await storage.create("kie/ab/task.json", b"{}")
+
+        async def listed() -> list[str]:
+            return [entry.key async for entry in storage.list("kie")]
+
+        listings = [asyncio.create_task(listed()) for _ in range(3)]
+        async with asyncio.timeout(20):
+            assert await storage.read("kie/ab/task.json") == b"{}"
+        assert not any(listing.done() for listing in listings)
+        free.set()
+        busy = threading.Event()
+        executor.submit(busy.wait, 30)
+        try:
+            async with asyncio.timeout(20):
+                assert await asyncio.gather(*listings) == [["kie/ab/task.json"]] * 3
+        finally:
+            busy.set()

@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from downloader.storage import Storage
-from downloader.storage_object import PART_BYTES
+from downloader.storage import Entry, Storage
+from downloader.storage_object import PART_BYTES, ObjectStorage
 from downloader.storage_uploads import ForgottenUploads
 from shared.clock import system_clock
 from shared.errors import Reason, RetryableError
@@ -218,6 +219,21 @@ def test_the_delivered_rule_ends_forgotten_uploads() -> None:
     assert not set(rule) & {"Expiration", "Transitions", "NoncurrentVersionExpiration"}
 
 
+async def test_a_store_that_lists_in_no_order_is_refused(
+    object_kit: ObjectKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What belongs to one task must come together: a store that does otherwise is told, not believed."""
+
+    async def disordered(_: ObjectStorage, __: str) -> AsyncIterator[Entry]:
+        for key in ("kie/ab/b.json", "kie/ab/a.json"):
+            yield Entry(key, 1, datetime.now(UTC))
+
+    monkeypatch.setattr(ObjectStorage, "_entries", disordered)
+    with pytest.raises(RetryableError, match="order of keys") as caught:
+        await _listed(object_kit.storage())
+    assert caught.value.reason is Reason.STORAGE_FAILED
+
+
 def test_the_library_is_loaded_only_where_a_store_is_configured(tmp_path: Path) -> None:
     """Who keeps files in a folder pays neither its memory nor its time at start."""
     code = (
@@ -226,7 +242,7 @@ def test_the_library_is_loaded_only_where_a_store_is_configured(tmp_path: Path) 
         "from downloader.app import DownloaderSettings\n"
         "from downloader.storage_factory import build_storage, build_uploads\n"
         "from shared.clock import system_clock\n"
-        "import cli.__main__, standalone.app\n"
+        "import cli.audit, cli.replace, cli.retention, cli.status, standalone.app\n"
         "executor = ThreadPoolExecutor(1)\n"
         "def build(**settings):\n"
         "    settings = DownloaderSettings(**settings)\n"

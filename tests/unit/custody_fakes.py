@@ -5,13 +5,13 @@ after any of them. It must not assert anything.
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -27,13 +27,15 @@ from downloader.names import Names, names_of
 from downloader.record import Answer
 from downloader.space import Space
 from downloader.staging import Staging
-from downloader.storage import Entry
+from downloader.storage import Entry, Storage
 from shared import events
 from shared.errors import BrokerError, Reason
 from shared.events import Data, Event, Format, ReportFailed, ReportLinkless, ReportSucceeded, Trust
 from shared.messaging.port import Message
 from shared.vendors import Vendor
 from simulator.wavs import wav
+
+T = TypeVar("T")
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DEADLINE = NOW + timedelta(days=15)
@@ -125,6 +127,7 @@ class MemoryStorage:
     copies: bool = False
     errors: list[Exception | None] = field(default_factory=list)
     modified_at: dict[str, datetime] = field(default_factory=dict)
+    local: bool = False
 
     async def start(self) -> None:
         """Need nothing."""
@@ -168,9 +171,13 @@ class MemoryStorage:
         content = self.objects[key]
         return len(content), "0" * 64 if self.lies else hashlib.sha256(content).hexdigest()
 
+    async def together(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
+        """Work here."""
+        return await work(self)
+
     async def list(self, prefix: str = "") -> AsyncIterator[Entry]:
-        """Tell what is there."""
-        for key, content in tuple(self.objects.items()):
+        """Tell what is there, in the order of keys."""
+        for key, content in sorted(self.objects.items()):
             if not prefix or key.startswith(f"{prefix}/"):
                 yield Entry(key, len(content), self.modified_at.get(key, NOW))
 
