@@ -9,9 +9,12 @@ and the manifests disagree about is looked at once more before it counts.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Final, TypeVar
 
@@ -27,6 +30,10 @@ from shared.errors import PermanentError, Reason, RetryableError
 T = TypeVar("T")
 
 TASKS_AT_ONCE: Final = 4
+HANDFUL_TASKS: Final = 16
+HANDFUL_BYTES: Final = 32 * 1024 * 1024
+"""Local tasks are taken by the handful: small files take less time than a change of threads. Large ones come singly."""
+
 IN_USE: Final = timedelta(hours=1)
 """Whatever is younger may be in the middle of being stored, replaced or told."""
 
@@ -74,32 +81,54 @@ class Auditor:
 
         Args:
             seen: is told of each task; waited for.
-            enough: no further task is begun once it returns true.
+            enough: no further task is begun once it returns true. May be asked in any thread.
 
         Raises:
             RetryableError: the storage as a whole cannot be read.
         """
-        found, ids = holdings(self._storage, selection), selection.ids
-        turn, left = asyncio.Lock(), False
+        ids, turn, left = selection.ids, asyncio.Lock(), threading.Event()
 
-        async def work() -> None:
-            nonlocal left
+        async def read(handful: list[Holding], storage: Storage) -> list[Audited]:
+            auditor, audited = Auditor(storage, clock=self._clock), []
+            for holding in handful:
+                if left.is_set() or enough():
+                    left.set()
+                    break
+                audited.append(await auditor.check(holding, ids.get(holding.stem)))
+            return audited
+
+        async def work(found: AsyncGenerator[Holding, None]) -> None:
             while True:
                 async with turn:
-                    holding = None if left else await anext(found, None)
-                    left = left or (holding is not None and enough())
-                    if holding is None or left:
-                        return
-                await seen(await self.check(holding, ids.get(holding.stem)))
+                    handful = [] if left.is_set() else await self._take(found)
+                if not handful:
+                    return
+                for audited in await self._storage.together(partial(read, handful)):
+                    await seen(audited)
 
-        workers = [asyncio.create_task(work()) for _ in range(TASKS_AT_ONCE)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.wait(workers)
-        return not left
+        async with aclosing(holdings(self._storage, selection)) as found:
+            workers = [asyncio.create_task(work(found)) for _ in range(TASKS_AT_ONCE)]
+            try:
+                await asyncio.gather(*workers)
+            except BaseException:
+                left.set()  # for what is in a thread, where it cannot be cancelled
+                raise
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.wait(workers)
+        return not left.is_set()
+
+    async def _take(self, found: AsyncGenerator[Holding, None]) -> list[Holding]:
+        """Take the next tasks, as many as are read in one go; none once all were taken."""
+        handful: list[Holding] = []
+        size_bytes = 0
+        while (holding := await anext(found, None)) is not None:
+            handful.append(holding)
+            size_bytes += sum(entry.size_bytes for entry in holding.audio)
+            if not self._storage.local or len(handful) == HANDFUL_TASKS or size_bytes >= HANDFUL_BYTES:
+                break
+        return handful
 
     async def check(self, holding: Holding, task_id: str | None = None) -> Audited:
         """Read one task: its manifests, and all audio they name.
@@ -130,19 +159,23 @@ class Auditor:
         for key, number in places:
             if key not in seen.holding.entries:
                 continue
-            finding = self._finding(seen, Kind.UNREADABLE, key, number)
             try:
                 content = await self._read(key, self._storage.read)
             except _UnreadableError as error:
-                unread.append(replace(finding, detail=str(error)))
+                unread.append(replace(self._finding(seen, Kind.UNREADABLE, key, number), detail=str(error)))
                 continue
             if content is None:
                 continue
             try:
                 record = _fitting(content, names, number)
             except PermanentError as error:
-                there = replace(finding, found_sha256=sha256(content).hexdigest(), found_size_bytes=len(content))
-                unread.append(replace(there, detail=error.detail))
+                finding = replace(
+                    self._finding(seen, Kind.UNREADABLE, key, number),
+                    found_sha256=sha256(content).hexdigest(),
+                    found_size_bytes=len(content),
+                    detail=error.detail,
+                )
+                unread.append(finding)
                 continue
             if isinstance(record, Expiry):
                 seen.tombstones.append(record)

@@ -291,6 +291,30 @@ async def test_a_budget(house: House) -> None:
     assert await auditor.audit(Selection(), seen=see)
 
 
+async def test_a_budget_ends_a_handful_too(house: House) -> None:
+    """Where tasks are taken by the handful, none is begun either once there was enough."""
+    house.storage.local = True
+    for number in range(40):
+        await house.kept.store(f"t{number}")
+    seen: list[Audited] = []
+    asked = 0
+
+    def enough() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 10
+
+    async def see(audited: Audited) -> None:
+        seen.append(audited)
+
+    auditor = Auditor(house.storage, clock=lambda: house.now)
+    assert not await auditor.audit(Selection(), seen=see, enough=enough)
+    assert len(seen) == 10
+    seen.clear()
+    assert await auditor.audit(Selection(), seen=see)
+    assert sorted(each.task_id for each in seen) == sorted(f"t{number}" for number in range(40))
+
+
 async def test_the_same_damage_has_the_same_id(house: House) -> None:
     """However often it is found; and other damage has another."""
     names = await house.kept.store("one")
