@@ -10,13 +10,14 @@ MINUTES ?= 10
 STRICT ?=
 SECONDS ?= 600
 KEEP ?=
+OPTIONS ?=
 PYTHON := .venv/bin/python
 
 # What says that .venv holds what the locks and pyproject.toml ask for.
 RUN_READY := .venv/.run-ready
 DEV_READY := .venv/.dev-ready
 
-.PHONY: help run demo test faults faults-random fuzz check format docs quality lock audit clean
+.PHONY: help run demo test faults faults-random fuzz check format docs quality lock audit bench-audit clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +61,9 @@ lock:  ## Choose the versions of all dependencies anew (network)
 
 audit: $(DEV_READY)  ## Look for known weaknesses of what is locked (network; STRICT=1 fails where nothing can be looked up)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) deploy/audit.py $(if $(STRICT),--strict)
+
+bench-audit: $(DEV_READY)  ## Measure `wavekeep audit` beside plain reading of the same files (OPTIONS=--json)
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.audit $(OPTIONS)
 
 clean:  ## Delete .venv and caches; the data folder stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
