@@ -147,7 +147,7 @@ def running_server(folder: Path) -> Iterator[Server]:
         folder: takes its log.
     """
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "tests.s3_stand_in", "--host", "127.0.0.1", "--port", str(port)]
     # large objects go to its temporary folder
     settings = {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "65536", "TMPDIR": str(folder)}
     with _process(command, settings, folder / "moto.log", f"http://127.0.0.1:{port}/moto-api/"):

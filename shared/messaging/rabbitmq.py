@@ -366,11 +366,7 @@ class RabbitBroker:
 
     async def _connect(self, node: URL, line: str) -> AbstractConnection:
         try:
-            return await aio_pika.connect(
-                str(node),
-                timeout=_ANSWER_TIMEOUT_S,
-                client_properties={"connection_name": f"{self._name} {line}"},
-            )
+            return await _opened(node, name=f"{self._name} {line}")
         except _LINE_ERRORS as error:
             log.warning("broker.unreachable", broker=_address(node), line=line, error=str(error)[:200])
             raise
@@ -540,12 +536,26 @@ async def _visit(url: str) -> AsyncGenerator[AbstractConnection, None]:
         connection: AbstractConnection | None = None
         for node in others:
             with contextlib.suppress(*_LINE_ERRORS):
-                connection = await aio_pika.connect(node, timeout=_ANSWER_TIMEOUT_S)
+                connection = await _opened(URL(node))
                 break
-        async with connection or await aio_pika.connect(last, timeout=_ANSWER_TIMEOUT_S) as lent:
+        async with connection or await _opened(URL(last)) as lent:
             yield lent
     except _LINE_ERRORS as error:
         raise BrokerError(Reason.BROKER_UNAVAILABLE, f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+async def _opened(node: URL, *, name: str = "") -> AbstractConnection:
+    """Connect to a node.
+
+    An attempt that fails is closed here: left to the garbage collector it is closed in whatever thread that runs, which
+    may have no event loop.
+    """
+    async with contextlib.AsyncExitStack() as undo:
+        connection = aio_pika.Connection(node, client_properties={"connection_name": name} if name else None)
+        undo.push_async_callback(connection.close)
+        await connection.connect(timeout=_ANSWER_TIMEOUT_S)
+        undo.pop_all()
+    return connection
 
 
 class _Intake:

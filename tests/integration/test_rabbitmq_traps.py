@@ -5,6 +5,7 @@ node, on which each has names of its own. What needs a broken node is in `test_r
 """
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from shared.errors import BrokerError, NotRoutableError, Reason, RetryableError, StartError
 from shared.messaging.port import Broker
 from shared.messaging.rabbitmq import apply_topology, find_missing
+from shared.messaging.topology import Topology
 from shared.metrics import MessagingMetrics
 from simulator.rabbitmq_node import RabbitNode, private_node
 from simulator.rabbitmq_server import GIVEN_URL
@@ -60,6 +62,15 @@ async def ctl(node: RabbitNode, *words: str) -> str:
 async def publish(broker: Broker, driver: RabbitDriver, body: bytes, key: str = "report.failed") -> None:
     """Publish a report, always under the same event id, as a vendor's repetitions are."""
     await broker.publish(driver.name("intake"), key, body, event_id="same")
+
+
+async def test_an_attempt_to_connect_that_fails_is_closed() -> None:
+    """Nothing is left to the garbage collector, which would close it in whatever thread it runs in."""
+    with pytest.raises(BrokerError) as caught:
+        await find_missing("amqp://127.0.0.1:1/,amqp://127.0.0.1:2/", Topology((), (), ()))
+    assert caught.value.reason == Reason.BROKER_UNAVAILABLE
+    left = [each for each in gc.get_objects() if isinstance(each, aio_pika.Connection) and not each.is_closed]
+    assert left == []
 
 
 async def test_copies_published_at_once_are_each_confirmed_or_returned_rightly(driver: RabbitDriver) -> None:
