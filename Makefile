@@ -28,8 +28,8 @@ run: $(RUN_READY)  ## Run ingress, downloader and notifier in one process, on em
 demo: $(RUN_READY)  ## Play fourteen conversions, from callback to kept file (BROKER=embedded or rabbitmq)
 	@exec $(PYTHON) -m simulator.demo --broker $(BROKER)
 
-test: check  ## Check, then run every test; of the faults a fast selection
-	@$(PYTHON) -m pytest
+test: check  ## Check, then run every test, two at a time; of the faults a fast selection
+	@$(PYTHON) -m pytest --numprocesses=2 --dist=worksteal
 
 faults: $(DEV_READY)  ## Inject every fault, and tell what was lost or doubled (about 20 minutes)
 	@$(PYTHON) -m pytest tests/faults -m fault --numprocesses=2 --dist=worksteal $(if $(SEED),--fault-seed=$(SEED))
