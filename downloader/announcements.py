@@ -98,7 +98,9 @@ class Announcements:
             self._metrics.conflicts.labels(conflict.claim).inc()
 
     async def at_risk(self, cause: Event, report: Report, names: Names, reason: Reason, *, attempts: int) -> None:
-        """Tell each share of the time to the deadline that has passed; where that fails, the next attempt does.
+        """Tell each share of the time to the deadline that has passed; where that fails, the next failure does.
+
+        It is told though the storage fails, and then once more rather than not at all: that may be the danger.
 
         Args:
             reason: of the latest attempt's failure.
@@ -116,8 +118,8 @@ class Announcements:
                     attempts=attempts,
                 )
                 try:
-                    told = await self._announce(cause, warning, now, names.risk_announced(percent))
-                except RetryableError as error:  # the attempt's own reason decides about the next one
+                    told = await self._warn(cause, warning, now, names.risk_announced(percent))
+                except RetryableError as error:
                     log.warning("risk.untold", percent=percent, reason=error.reason)
                 else:
                     self._metrics.at_risk.labels(str(percent)).inc(told)
@@ -136,6 +138,21 @@ class Announcements:
         )
         event = await self._publish(cause, data, report.received_at)
         log.info("report.handed_on", type=event.type, event_id=event.id)
+
+    async def _warn(self, cause: Event, warning: ConversionAtRisk, time: datetime, marker: str) -> bool:
+        """Publish, then mark, unless the marker is known to be there."""
+        try:
+            if await self._storage.exists(marker):
+                return False
+        except RetryableError as error:
+            log.warning("risk.told_unmarked", percent=warning.threshold_percent, reason=error.reason)
+        event = await self._publish(cause, warning, time)
+        log.info("event.announced", type=event.type, event_id=event.id)
+        try:
+            await self._storage.create(marker, f"{event.id}\n".encode())
+        except RetryableError as error:
+            log.warning("risk.told_unmarked", percent=warning.threshold_percent, reason=error.reason)
+        return True
 
     async def _announce(self, cause: Event, data: Data, time: datetime, marker: str) -> bool:
         """Publish, then mark; False where the marker tells that it was confirmed before."""

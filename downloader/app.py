@@ -127,6 +127,7 @@ class Downloader:
                 handler=self._custody.handle,
                 concurrency=concurrency,
                 next_step=self._custody.next_step,
+                on_failure=self._custody.warn,
                 on_give_up=self._custody.give_up,
                 group=self._custody.group,
                 lane=self._custody.lane,

@@ -115,6 +115,24 @@ class Custody:
                 if not isinstance(report, ReportLinkless) and await self._contradicts(manifest, report):
                     await self._announcements.conflicting(event, manifest, names, report)
 
+    async def warn(self, message: Message, reason: Reason, attempts: int) -> None:
+        """Tell that a file is at risk, once for each share of the time to its deadline that has passed.
+
+        Whatever failed: also our own storage, which then cannot tell whether the file is there, or was told of.
+
+        Args:
+            reason: of the latest failure.
+            attempts: that failed so far.
+        """
+        try:
+            event, report = _report(message)
+        except PermanentError:
+            return
+        (_, first), *_ = at_risk_marks(report.received_at, report.deadline)
+        names = names_of(report.vendor, report.task_id)
+        if first <= self._clock() and not await self._is_stored(names):
+            await self._announcements.at_risk(event, report, names, reason, attempts=attempts)
+
     def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure for this reason; None past the deadline.
 
@@ -193,11 +211,8 @@ class Custody:
                 if isinstance(found, Lead):
                     async with self._places.take(report.vendor, host_of(found.url), event.subject, lane) as place:
                         return await self._fetch_and_store(event, found, names, place, tries=message.attempts)
-        except RetryableError as error:
-            if isinstance(error, BusyError):
-                self._metrics.put_offs.labels(str(error.reason)).inc()
-            attempts = message.attempts + error.counted
-            await self._announcements.at_risk(event, report, names, error.reason, attempts=attempts)
+        except BusyError as error:
+            self._metrics.put_offs.labels(str(error.reason)).inc()
             raise
         if isinstance(found, Refusal):
             await self._reject(event, report, names, Reason.VENDOR_FAILED, found.detail, code=found.code)
@@ -310,6 +325,13 @@ class Custody:
         content = await self._storage.read(names.manifest)
         return None if content is None else read_manifest(content)
 
+    async def _is_stored(self, names: Names) -> bool:
+        """Tell whether a task's file is known to be stored."""
+        try:
+            return await self._storage.exists(names.manifest)
+        except RetryableError:
+            return False
+
     async def _rejection(self, names: Names) -> Rejection | None:
         content = await self._storage.read(names.rejected)
         return None if content is None else read_rejection(content)
@@ -328,10 +350,29 @@ class Custody:
         await self._staging.forget(names.stem)
         if not await self._storage.create(names.rejected, write(rejection)):
             earlier = await self._rejection(names)
-            if earlier is not None and earlier.reason == reason:
-                rejection = earlier  # the same fact is told again in the same words
+            if earlier is not None and _is_of_the_vendor(earlier.reason) == _is_of_the_vendor(reason):
+                rejection = (
+                    earlier  # the same fact is told again in the same words, though each copy has its last reason
+                )
+            elif await self._told_already(names, reason):
+                return
         if await self._manifest(names) is None:  # else stored meanwhile by another process: that is final
             await self._announcements.rejected(event, rejection, names)
+
+    async def _told_already(self, names: Names, reason: Reason) -> bool:
+        """Tell whether the same fact was told beside the one on record, for whichever reason."""
+        return any(
+            [
+                await self._storage.exists(names.rejection_announced(other))
+                for other in Reason
+                if _is_of_the_vendor(other) == _is_of_the_vendor(reason) and other != reason
+            ]
+        )
+
+
+def _is_of_the_vendor(reason: Reason) -> bool:
+    """Tell the two facts of which a rejection may speak: the vendor has failed, or we give up."""
+    return reason is Reason.VENDOR_FAILED
 
 
 def _host(report: Report) -> str:

@@ -151,16 +151,24 @@ class Consumer:
             reason, detail = error.reason, error.detail
         except RetryableError as error:
             reason, detail, retry_after_s, counted = error.reason, error.detail, error.retry_after_s, error.counted
-            if not counted and (lane := self._lane(message, 0.0)) != message.queue:
-                log.info("message.forwarded", queue=message.queue, event_id=message.event_id, to=lane, reason=reason)
-                return "forwarded", None, lambda: delivery.forward(lane)
             if error.progressed:
-                delivery.message = message = replace(message, attempts=0)
+                delivery.message = replace(message, attempts=0)
         except Exception as error:
             log.exception("handler.failed", queue=message.queue, event_id=message.event_id)
             reason, detail = Reason.UNEXPECTED, f"a fault of ours: {type(error).__name__}"
         else:
             return "acked", None, delivery.ack
+        await self._tell_failure(message, reason, message.attempts + counted)
+        if not counted and (lane := self._lane(message, 0.0)) != message.queue:
+            log.info("message.forwarded", queue=message.queue, event_id=message.event_id, to=lane, reason=reason)
+            return "forwarded", None, lambda: delivery.forward(lane)
+        return await self._schedule(delivery, reason, detail, retry_after_s=retry_after_s, counted=counted)
+
+    async def _schedule(
+        self, delivery: Delivery, reason: Reason, detail: str, *, retry_after_s: float | None, counted: bool
+    ) -> tuple[str, Reason | None, Callable[[], Awaitable[None]]]:
+        """Choose when a message that failed is tried again, or give it up."""
+        message = delivery.message
         try:
             step = self._subscription.next_step(message, reason)
         except Exception:
@@ -183,6 +191,15 @@ class Consumer:
             step=step.name,
         )
         return "retried", reason, lambda: delivery.retry(step, reason, queue=lane)
+
+    async def _tell_failure(self, message: Message, reason: Reason, attempts: int) -> None:
+        """Say so to whoever watches failures; what that fails at is heard again at the next one."""
+        if self._subscription.on_failure is None:
+            return
+        try:
+            await self._subscription.on_failure(message, reason, attempts)
+        except Exception:
+            log.exception("message.failure_untold", queue=message.queue, event_id=message.event_id, reason=reason)
 
     async def _give_up(
         self, delivery: Delivery, reason: Reason, detail: str

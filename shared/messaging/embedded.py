@@ -82,7 +82,7 @@ class EmbeddedBroker:
         self._journal: Journal | None = None
         self._measuring: asyncio.Task[None] | None = None
         self._wake: dict[str, asyncio.Event] = {}
-        self._consuming: set[str] = set()
+        self._consuming: dict[str, Consumer] = {}
 
     async def start(self) -> None:
         """Open the file, take the lock, declare the queues, release what a crash left in hand.
@@ -159,7 +159,7 @@ class EmbeddedBroker:
             ladder=self._ladder,
         )
         stopped = asyncio.ensure_future(stop.wait())
-        self._consuming.add(queue)
+        self._consuming[queue] = consumer
         try:
             while not stop.is_set():
                 consumer.check()
@@ -178,13 +178,14 @@ class EmbeddedBroker:
                     await _first_of(stopped, consumer.slot_freed, timeout=_LONGEST_NAP_S)
             await consumer.finish()
         finally:
-            self._consuming.discard(queue)
+            self._consuming.pop(queue, None)
             stopped.cancel()
             await consumer.abandon()
 
     def consuming(self, queue: str) -> bool:
         """See the port."""
-        return queue in self._consuming and self.publishing()
+        consumer = self._consuming.get(queue)
+        return consumer is not None and not consumer.brake.engaged and self.publishing()
 
     def publishing(self) -> bool:
         """See the port."""

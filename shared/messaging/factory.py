@@ -54,6 +54,7 @@ def build_broker(
         declare=settings.declare_topology and not operator,
         publish_timeout_s=settings.publish_timeout_s,
         grace_time_s=settings.grace_time_s,
+        brake_after=settings.brake_after,
     )
 
 

@@ -94,6 +94,8 @@ class Subscription:
             is put off by the step, with no failure more.
         concurrency: how many messages are in hand at once at most, which is the prefetch too.
         next_step: the delay after the failure numbered `message.attempts + 1`, for this reason; None to give up.
+        on_failure: called after each failure that another try may mend, whatever its reason, a fault of ours too,
+            with how often the message has failed by then; what it raises is logged.
         on_give_up: called before a message is parked; when it raises, the message is retried instead.
         group: names the host or vendor that a message depends on: where one parks too much, that one alone is slowed.
         lane: names the work queue, of the same service, that a message belongs in when it is looked at again so many
@@ -104,6 +106,7 @@ class Subscription:
     handler: Handler
     concurrency: int
     next_step: Callable[[Message, Reason], Step | None]
+    on_failure: Callable[[Message, Reason, int], Awaitable[None]] | None = None
     on_give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None
     group: Callable[[Message], str] = lambda message: message.queue
     lane: Lane = own_queue

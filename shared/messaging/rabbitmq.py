@@ -407,6 +407,9 @@ class RabbitBroker:
                 log.warning("topology.awaited", missing=sorted(self._missing), remedy="wavekeep topology apply")
                 await asyncio.sleep(self._check_every_s)
             await self._look(connection)
+            if not self._missing and not self._declares:  # somebody made them just now
+                log.info("topology.found", safe_after_s=self._settle_s)
+                await asyncio.sleep(self._settle_s)
 
     async def _look(self, connection: AbstractConnection) -> None:
         """Note what is missing. On a publishing connection this waits for the end of an alarm."""
@@ -427,15 +430,18 @@ class RabbitBroker:
         channel.close_callbacks.add(lambda *_: broken.set())
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(lambda *_: broken.set())
-        await channel.set_qos(prefetch_count=subscription.concurrency)
+        await channel.set_qos(prefetch_count=subscription.concurrency, timeout=_ANSWER_TIMEOUT_S)
         queue = await channel.get_queue(queue_name, ensure=False)
 
         async def take_in_hand(incoming: AbstractIncomingMessage) -> None:
             delivery = _RabbitDelivery(self, incoming, queue_name, self._clock())
             while consumer.free <= 0:  # what a broken line left in hand still counts
                 if consumer.brake.engaged:
-                    with contextlib.suppress(BrokerError):  # then the broker hands it out again
+                    try:
                         await delivery.retry(self._ladder[0], None)
+                    except BrokerError as error:  # the line ends, so that it is held no longer
+                        log.warning("message.hand_back_failed", queue=queue_name, reason=error.reason)
+                        broken.set()
                     return
                 consumer.slot_freed.clear()
                 await consumer.slot_freed.wait()
@@ -695,7 +701,7 @@ async def _brought(
 ) -> AsyncGenerator[AbstractIncomingMessage, None]:
     """Consume so many messages, or as many as there are."""
     arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-    await channel.set_qos(prefetch_count=count)
+    await channel.set_qos(prefetch_count=count, timeout=_ANSWER_TIMEOUT_S)
     tag = await source.consume(arrived.put, timeout=_ANSWER_TIMEOUT_S)
     try:
         for _ in range(count):

@@ -314,5 +314,5 @@ async def test_ready_means_that_both_queues_are_consumed(house: EmbeddedHouse, s
     service = downloader(house)
     async with house.running(service):
         assert service.checks() == {"downloader": True}
-        house.broker._consuming.discard(URGENT)
+        house.broker._consuming.pop(URGENT)
         assert service.checks() == {"downloader": False}

@@ -29,7 +29,7 @@ from downloader.space import Space
 from downloader.staging import Staging
 from downloader.storage import Entry, Storage
 from shared import events
-from shared.errors import BrokerError, Reason
+from shared.errors import BrokerError, PermanentError, Reason, RetryableError
 from shared.events import Data, Event, Format, ReportFailed, ReportLinkless, ReportSucceeded, Trust
 from shared.messaging.port import Message
 from shared.vendors import Vendor
@@ -252,6 +252,18 @@ class House:
         self.staged_folder = staging_folder
         self.executor = executor
         staging_folder.mkdir(exist_ok=True)
+
+    async def fails(self, message: Message) -> Exception:
+        """Handle a message that fails, and say so as the consumer does; return what was raised."""
+        custody = self.custody()
+        try:
+            await custody.handle(message)
+        except (RetryableError, PermanentError, TypeError) as error:
+            reason = Reason.UNEXPECTED if isinstance(error, TypeError) else error.reason
+            counted = not isinstance(error, RetryableError) or error.counted
+            await custody.warn(message, reason, message.attempts + counted)
+            return error
+        raise AssertionError("it did not fail")
 
     def custody(self, source: FakeSource | None = None) -> Custody:
         """Return custody as after a start; metrics are those of the latest one."""

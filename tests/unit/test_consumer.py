@@ -64,6 +64,7 @@ class House:
         answer: BaseException | None = None,
         *,
         step: Step | Exception | None = LADDER[0],
+        failure: Callable[[Message, Reason, int], Awaitable[None]] | None = None,
         give_up: Callable[[Message, Reason, str], Awaitable[None]] | None = None,
         grace_time_s: float = 5.0,
         brake_after: int = 20,
@@ -80,6 +81,7 @@ class House:
                 handler=self._handle,
                 concurrency=2,
                 next_step=self._next,
+                on_failure=failure,
                 on_give_up=give_up,
                 lane=lane,
             ),
@@ -190,6 +192,29 @@ async def test_a_retry_returns_to_the_lane_of_that_moment() -> None:
     house = House(LATE, step=LADDER[1], lane=lane)
     assert await house.process(FakeDelivery()) == [("retry", "30s", Reason.TIMED_OUT, OTHER)]
     assert asked == [30]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "failed"),
+    [
+        (LATE, Reason.TIMED_OUT, 3),
+        (BUSY, Reason.HOST_BUSY, 2),
+        (ZeroDivisionError(), Reason.UNEXPECTED, 3),
+        (PermanentError(Reason.HOST_FORBIDDEN, "x"), Reason.HOST_FORBIDDEN, 3),
+    ],
+)
+async def test_every_failure_is_told_to_whoever_watches(answer: Exception, reason: Reason, failed: int) -> None:
+    """Also a fault of ours, what waits for a place, and what a group's brake puts off; telling it costs nothing."""
+    told: list[tuple[Reason, int]] = []
+
+    async def failure(_: Message, why: Reason, attempts: int) -> None:
+        told.append((why, attempts))
+        raise ZeroDivisionError
+
+    house = House(answer, failure=failure, brake_after=0)
+    (settled,) = await house.process(FakeDelivery(attempts=2))
+    assert settled == ("retry", "5s", None if answer is BUSY else reason)
+    assert told == [(reason, failed)]
 
 
 @pytest.mark.parametrize("answer", [LATE, BUSY])

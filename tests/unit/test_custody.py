@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -181,9 +182,7 @@ async def test_risk_is_told_at_each_mark_once(house: House) -> None:
     for percent, marks in ((10, []), (49, []), (50, [50]), (60, [50]), (96, [50, 80, 95]), (99, [50, 80, 95])):
         house.now = NOW + (DEADLINE - NOW) * percent / 100
         house.source.errors = [DEAD_LINK]
-        with pytest.raises(RetryableError) as caught:
-            await house.custody().handle(dataclasses.replace(succeeded(), attempts=6))
-        assert caught.value is DEAD_LINK
+        assert await house.fails(dataclasses.replace(succeeded(), attempts=6)) is DEAD_LINK
         warnings = [event.data for event in house.publisher.told if isinstance(event.data, ConversionAtRisk)]
         assert [warning.threshold_percent for warning in warnings] == marks
     told = list(house.publisher.told)
@@ -191,11 +190,58 @@ async def test_risk_is_told_at_each_mark_once(house: House) -> None:
     assert {(w.last_reason, w.attempts, w.deadline) for w in warnings} == {(Reason.LINK_EXPIRED, 7, DEADLINE)}
     house.storage.objects.clear()
     house.source.errors = [DEAD_LINK]
-    with pytest.raises(RetryableError):
-        await house.custody().handle(succeeded())
+    assert await house.fails(succeeded()) is DEAD_LINK
     assert len(house.publisher.told) == 6
     assert ids(house.publisher.told) == ids(told)
     assert len(ids(told)) == 3
+
+
+@pytest.mark.parametrize("fault", ["storage", "markers", "ours", "refused"])
+async def test_risk_is_told_whatever_fails(house: House, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """People hear of it also where it is our storage that fails, a fault of ours, or a link that is refused for now."""
+    down = RetryableError(Reason.STORAGE_FAILED, "503")
+
+    async def fail(*_: object) -> NoReturn:
+        raise TypeError("a fault") if fault == "ours" else down
+
+    if fault in {"storage", "ours"}:
+        monkeypatch.setattr(house.storage, "read", fail)
+    if fault in {"storage", "markers"}:
+        monkeypatch.setattr(house.storage, "exists", fail)
+        monkeypatch.setattr(house.storage, "create", fail)
+    house.source.errors = [PermanentError(Reason.HOST_FORBIDDEN, "x") if fault == "refused" else DEAD_LINK]
+    house.now = NOW + (DEADLINE - NOW) * 0.96
+    await house.fails(succeeded())
+    warnings = [event.data for event in house.publisher.told if isinstance(event.data, ConversionAtRisk)]
+    assert [warning.threshold_percent for warning in warnings] == [50, 80, 95]
+
+
+async def test_what_is_stored_is_at_no_risk(house: House) -> None:
+    """A file that is kept, and only cannot be told of for a while, alarms nobody."""
+    await house.custody().handle(succeeded())
+    del house.storage.objects[NAMES.announced]
+    house.publisher.told.clear()
+    house.publisher.refuses = {house.publisher.asked + 1}
+    house.now = NOW + (DEADLINE - NOW) * 0.96
+    await house.fails(succeeded())
+    assert house.publisher.told == []
+
+
+async def test_two_copies_that_are_given_up_are_one_rejection(house: House) -> None:
+    """Each copy meets the deadline with a last reason of its own; that the task is given up is one fact, one id."""
+    for reason in (Reason.HTTP_FAILED, Reason.TIMED_OUT):
+        await house.custody().give_up(succeeded(), reason, "text")
+    assert len(ids(house.publisher.told)) == 1
+    await house.custody().handle(failed())
+    assert len(ids(house.publisher.told)) == 2
+
+
+async def test_two_copies_that_are_given_up_beside_the_vendors_word_are_one_rejection(house: House) -> None:
+    """The vendor's failure is a fact of its own, whichever of the two was first."""
+    await house.custody().handle(failed())
+    for reason in (Reason.HTTP_FAILED, Reason.TIMED_OUT):
+        await house.custody().give_up(succeeded(), reason, "text")
+    assert len(ids(house.publisher.told)) == 2
 
 
 async def test_giving_up_is_told_once(house: House) -> None:
@@ -281,8 +327,7 @@ async def test_no_record_event_or_log_opens_the_file(house: House) -> None:
     with captured_logs() as lines:
         house.source.errors = [DEAD_LINK]
         house.now = NOW + (DEADLINE - NOW) * 0.9
-        with pytest.raises(RetryableError):
-            await house.custody().handle(succeeded())
+        assert await house.fails(succeeded()) is DEAD_LINK
         await house.custody().give_up(succeeded(), Reason.LINK_EXPIRED, "answered 404")
         for message in (succeeded(), succeeded(OTHER_LINK), failed()):
             await house.custody().handle(message)
