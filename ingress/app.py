@@ -107,7 +107,8 @@ async def main(stop: asyncio.Event) -> None:
     """Run the ingress as a process of its own, settings from the environment."""
     settings = load(IngressSettings)
     registry = CollectorRegistry()
-    broker = build_broker(settings, name="ingress", metrics=MessagingMetrics(registry, "ingress"))
+    metrics = MessagingMetrics(registry, "ingress")
+    broker = build_broker(settings, name="ingress", metrics=metrics, spooled=settings.spool_path is not None)
     broker = spool_before(broker, settings, registry)
     service = Ingress(settings, broker, registry)
     await lifecycle.serve("ingress", settings, broker, [service], registry, stop)
@@ -124,4 +125,5 @@ def spool_before(broker: Broker, settings: IngressSettings, registry: CollectorR
         service="ingress",
         max_messages=settings.spool_max_messages,
         max_bytes=settings.spool_max_bytes,
+        reserve_bytes=settings.spool_reserve_bytes,
     )

@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode
 from ingress.authenticity import Credentials
 from ingress.source import Boundary, Network, parse_network
 from shared.errors import StartError
-from shared.messaging.spooled import SPOOL_TIMEOUT_S
+from shared.messaging.spool import SPOOL_TIMEOUT_S
 from shared.settings import PREFIX, Port, Secrets, ServiceSettings, split
 from shared.vendors import RETENTION_DAYS, Vendor
 
@@ -68,6 +68,12 @@ class IngressSettings(ServiceSettings):
     )
     spool_max_messages: int = Field(default=500_000, ge=1, description="Callbacks the spool takes.")
     spool_max_bytes: int = Field(default=1_073_741_824, ge=1, description="Bytes of callbacks the spool takes.")
+    spool_reserve_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that stay free on the spool's disk: with less it takes nothing more. Default: 64 MiB, but at"
+        " most 5 % of the disk; 0: none.",
+    )
     signature_tolerance_s: float = Field(
         default=1_800.0,
         gt=0,

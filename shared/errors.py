@@ -129,3 +129,7 @@ class DeliveryLostError(BrokerError):
 
 class StartError(Exception):
     """The process cannot start; the message is a sentence that says what to do."""
+
+
+class InUseError(StartError):
+    """Another process has what only one may use."""

@@ -136,7 +136,7 @@ class SpoolMetrics:
             "When the oldest message that waits came, in Unix seconds; 0 while none waits.",
             registry=registry,
         )
-        self.open = Gauge(f"{prefix}_open", "1 while the spool's disk can be trusted.", registry=registry)
+        self.open = Gauge(f"{prefix}_open", "1 while the spool's disk is trusted with more.", registry=registry)
         self.direct = Gauge(f"{prefix}_direct", "1 while publishes go to the broker first.", registry=registry)
         self.spooled = Counter(f"{prefix}_spooled_total", "Messages committed to the spool.", registry=registry)
         self.relayed = Counter(f"{prefix}_relayed_total", "Messages moved on to the broker.", registry=registry)
@@ -146,5 +146,12 @@ class SpoolMetrics:
             ["reason"],
             registry=registry,
         )
+        self.failures = Counter(
+            f"{prefix}_failures_total",
+            "Times the spool's disk was full or failed, or its file could not be opened, by why.",
+            ["reason"],
+            registry=registry,
+        )
         for reason in (Reason.STORAGE_FULL, Reason.STORAGE_FAILED):
             self.refused.labels(str(reason))
+            self.failures.labels(str(reason))

@@ -47,7 +47,9 @@ async def main(stop: asyncio.Event) -> None:
     names = [destination.name for destination in destinations]
     registry = CollectorRegistry()
     metrics = MessagingMetrics(registry, "standalone", [DOWNLOADER, URGENT, NOTIFIER, *map(destination_queue, names)])
-    broker = build_broker(settings, name="standalone", metrics=metrics, destinations=names)
+    broker = build_broker(
+        settings, name="standalone", metrics=metrics, destinations=names, spooled=settings.spool_path is not None
+    )
     broker = spool_before(broker, settings, registry)
     async with AsyncExitStack() as stack:
         link: str | None = None

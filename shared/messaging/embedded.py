@@ -22,7 +22,7 @@ from typing import TypeVar
 import structlog
 
 from shared.clock import Clock, system_clock
-from shared.errors import BrokerError, Reason, StartError
+from shared.errors import BrokerError, InUseError, Reason, StartError
 from shared.messaging import bulk, table
 from shared.messaging.consumer import Consumer
 from shared.messaging.journal import Journal, connect
@@ -88,7 +88,8 @@ class EmbeddedBroker:
         """Open the file, take the lock, declare the queues, release what a crash left in hand.
 
         Raises:
-            StartError: another service process holds the lock, or the file cannot be opened or written.
+            InUseError: another service process holds the lock.
+            StartError: the file cannot be opened or written.
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -197,14 +198,18 @@ class EmbeddedBroker:
 
     async def kept(self, queue: str, *, limit: int = 1_000) -> AsyncIterator[Kept]:
         """See the port. Reads page by page; no cursor stays open."""
-        after = (0.0, 0)
+        after = table.FIRST
         while limit > 0:
-            messages, after = await self._read(partial(table.page, queue=queue, after=after, most=min(_PAGE, limit)))
+            messages, after = await self.page(queue, after, min(_PAGE, limit))
             if not messages:
                 return
             for message in messages:
                 yield message
             limit -= len(messages)
+
+    async def page(self, queue: str, after: table.Position, most: int) -> tuple[list[Kept], table.Position]:
+        """Return up to `most` kept messages that follow, oldest first, and where the next page starts."""
+        return await self._read(partial(table.page, queue=queue, after=after, most=most))
 
     async def take(self, queue: str, ids: Iterable[str], action: Callable[[Kept], Awaitable[None]]) -> int:
         """See the port."""
@@ -230,6 +235,23 @@ class EmbeddedBroker:
     async def oldest(self, queue: str) -> float | None:
         """Return when the oldest message of a queue came, in Unix seconds; None where none waits."""
         return await self._read(partial(table.oldest, queue=queue))
+
+    async def unused_bytes(self) -> int:
+        """Return how much can be put into the file before it grows."""
+        return await self._read(table.unused_bytes)
+
+    async def fold(self) -> None:
+        """Fold the file's log into it, as far as there is room: the log is then written anew, without growing.
+
+        For a full disk, which refuses to lengthen the log. That there is no room for this either changes nothing.
+        """
+        with contextlib.suppress(BrokerError):
+            await self._read(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+
+    @property
+    def disk_errors(self) -> int:
+        """How often the disk failed since the file was opened, whoever's commit that was."""
+        return 0 if self._journal is None else self._journal.disk_errors
 
     async def replay(
         self, queue: str, ids: Iterable[str], *, progress: Progress = unseen, second_chance: bool = False
@@ -300,13 +322,13 @@ class EmbeddedBroker:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
-            raise StartError(
+            raise InUseError(
                 f"Another Wavekeep process (id {holder}) uses the queue {self._path}. The embedded queue serves one"
                 " service process: stop that one, use another WAVEKEEP_DATA_DIR, or set WAVEKEEP_BROKER_URL to a"
                 " RabbitMQ (amqp://…) to run several."
             ) from None
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+        written = os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+        os.ftruncate(self._lock_fd, written)  # only now: on a full disk there may be no room for what was given up
 
     def _wake_up(self, queues: Iterable[str]) -> None:
         for queue in queues:

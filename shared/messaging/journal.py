@@ -30,9 +30,18 @@ _BUSY_TIMEOUT_MS = 10_000
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file with the settings that every connection to it needs; transactions are begun by hand."""
+    """Open the file with the settings that every connection to it needs; transactions are begun by hand.
+
+    What is deleted is wiped only where that costs no writing: on a full disk there must be room to delete.
+    """
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {_BUSY_TIMEOUT_MS}"):
+    settings = (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "secure_delete = FAST",
+        f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+    )
+    for pragma in settings:
         db.execute(f"PRAGMA {pragma}").close()
     return db
 
@@ -52,6 +61,8 @@ class Journal:
         self._thread: threading.Thread | None = None
         self.healthy = False
         """Whether the latest commit succeeded."""
+        self.disk_errors = 0
+        """How often reading, writing or syncing failed; known before anybody is told of a commit that followed."""
 
     async def start(self, schema: str) -> None:
         """Open the file, create what is missing, start the thread.
@@ -127,6 +138,7 @@ class Journal:
             results = self._transaction([operation for operation, _ in group])
         except Exception as error:  # noqa: BLE001 - whatever an operation raises belongs to whoever asked for it
             if _is_of_disk(error):
+                self.disk_errors += 1
                 self._reopen()
             if len(group) > 1:
                 for item in group:
@@ -184,10 +196,15 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 def _is_of_disk(error: Exception) -> bool:
     """Tell whether reading, writing or syncing the file failed."""
-    code: int = getattr(error, "sqlite_errorcode", 0)  # the library's errors have one, those of the module itself none
-    return isinstance(error, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR
+    return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_IOERR
+
+
+def _code(error: Exception) -> int:
+    """Return the primary code of an error of the library; those of the module itself have none."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 def _translated(error: sqlite3.Error) -> BrokerError:
-    full = "full" in str(error)
+    full = _code(error) == sqlite3.SQLITE_FULL
     return BrokerError(Reason.STORAGE_FULL if full else Reason.BROKER_UNAVAILABLE, f"the queue file: {error}")

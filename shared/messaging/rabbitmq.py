@@ -61,6 +61,9 @@ _DELIVERY_TAKES_S = 5.0
 _MOST_UNSETTLED = 65_535
 """The largest prefetch there is (source: AMQP 0-9-1, `basic.qos`)."""
 
+START_TIMEOUT_S = 120.0
+"""How long the first connection may take, where nothing bridges the time."""
+
 Session = Callable[[AbstractConnection], Awaitable[None]]
 
 
@@ -75,7 +78,7 @@ class RabbitBroker:
         name: what the connections are called in the broker's own lists.
         declare: create what is missing; False waits until an administrator did (least rights).
         publish_timeout_s: how long a confirmation may take; the outcome is unknown afterwards.
-        start_timeout_s: how long the first connection may take.
+        start_timeout_s: how long the first connection may take; None without an end.
         brake_after: see `shared.messaging.consumer`.
         settle_s: how long after *creating* a quorum queue its messages are not yet safe from a crash of the broker.
         check_every_s: between two looks at the required queues and at our consumers.
@@ -90,7 +93,7 @@ class RabbitBroker:
         name: str,
         declare: bool = True,
         publish_timeout_s: float = 5.0,
-        start_timeout_s: float = 120.0,
+        start_timeout_s: float | None = START_TIMEOUT_S,
         grace_time_s: float = 25.0,
         brake_after: int = 20,
         settle_s: float = 10.0,
@@ -141,8 +144,9 @@ class RabbitBroker:
         ):
             where = ", ".join(map(_address, self._urls))
             await self.close()
+            in_time_s = "" if self._start_timeout_s is None else f" within {self._start_timeout_s:.0f} s"
             raise StartError(
-                f"RabbitMQ at {where} could not be used within {self._start_timeout_s:.0f} s. Check that it runs,"
+                f"RabbitMQ at {where} could not be used{in_time_s}. Check that it runs,"
                 " WAVEKEEP_BROKER_URL (host, user, password, virtual host), and the user's rights; the warnings above"
                 " say what was tried."
             )

@@ -16,6 +16,11 @@ from shared.errors import NotRoutableError, Reason
 from shared.messaging.port import Kept, Message
 from shared.messaging.topology import CRASH_LOOP_LIMIT, parked_queue, service_of
 
+Position = tuple[float, int]
+"""Where in a queue to read on: after the row with this turn and id."""
+
+FIRST: Position = (0.0, 0)
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS queue (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS message (
@@ -156,9 +161,7 @@ def replay(
     return sum(db.execute(_REPLAY, (now, second_chance, queue, message_id)).rowcount for message_id in message_ids)
 
 
-def page(
-    db: sqlite3.Connection, queue: str, after: tuple[float, int], most: int
-) -> tuple[list[Kept], tuple[float, int]]:
+def page(db: sqlite3.Connection, queue: str, after: Position, most: int) -> tuple[list[Kept], Position]:
     """Return up to `most` kept messages that follow, oldest first, and where the next page starts."""
     rows = db.execute(_PAGE, (queue, *after, most)).fetchall()
     return [_kept(row) for row in rows], (rows[-1][-1], rows[-1][0]) if rows else after
@@ -180,6 +183,12 @@ def oldest(db: sqlite3.Connection, queue: str) -> float | None:
     """Return when the next message's turn came or comes, in Unix seconds; None where none waits."""
     moment: float | None = db.execute(_NEXT_TURN, (queue,)).fetchone()[0]
     return moment
+
+
+def unused_bytes(db: sqlite3.Connection) -> int:
+    """Return how much can be put into the file before it grows."""
+    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
+    return int(pages * page_bytes)
 
 
 def depths(db: sqlite3.Connection) -> dict[str, int]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from shared.errors import BrokerError, Reason
 from shared.events import EVENTS_EXCHANGE, INTAKE_EXCHANGE
 from shared.messaging.embedded import EmbeddedBroker
-from shared.messaging.spooled import SpooledBroker, spool_topology
+from shared.messaging.spool import spool_topology
+from shared.messaging.spooled import SpooledBroker
 from shared.metrics import MessagingMetrics, SpoolMetrics
 from tests.integration.embedded_house import until
 
@@ -66,14 +68,17 @@ def body(number: int) -> bytes:
 
 
 @asynccontextmanager
-async def spooled(path: Path, broker: Any, **limits: Any) -> AsyncIterator[SpooledBroker]:
-    """Run a spool over a file before a broker."""
+async def spooled(
+    path: Path, broker: Any, *, registry: CollectorRegistry | None = None, **limits: Any
+) -> AsyncIterator[SpooledBroker]:
+    """Run a spool over a file before a broker; its metrics are those of a service called `test`."""
 
     def open_spool() -> EmbeddedBroker:
         return EmbeddedBroker(path, spool_topology(), metrics=MessagingMetrics(CollectorRegistry(), "spool"))
 
     bounds: dict[str, Any] = {"max_messages": 1_000, "max_bytes": 1_000_000, "probe_every_s": 0.05} | limits
-    spool = SpooledBroker(broker, open_spool, metrics=SpoolMetrics(CollectorRegistry(), "test"), **bounds)
+    metrics = SpoolMetrics(registry or CollectorRegistry(), "test")
+    spool = SpooledBroker(broker, path.parent, open_spool, metrics=metrics, **bounds)
     await spool.start()
     try:
         yield spool
@@ -105,7 +110,7 @@ async def test_what_the_broker_refuses_is_spooled_and_relayed_in_order(tmp_path:
         assert broker.confirmed == []
         broker.error = None
         await until(lambda: len(broker.confirmed) >= 250)
-        await until(lambda: spool._messages == 0)
+        await until(lambda: spool.waiting == 0)
     assert broker.confirmed == [str(number) for number in range(250)]
 
 
@@ -142,7 +147,7 @@ async def test_what_waits_survives_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_messages": 2}, {"max_bytes": 2 * len(body(0))}], ids=["count", "bytes"])
-async def test_a_full_spool_refuses(tmp_path: Path, limits: dict[str, int]) -> None:
+async def test_a_full_spool_refuses(tmp_path: Path, limits: dict[str, Any]) -> None:
     """Beyond its bounds nothing is promised: the publish raises, and readiness tells."""
     broker = FakeBroker()
     broker.there = False
@@ -204,7 +209,7 @@ async def test_only_reports_are_spooled(tmp_path: Path) -> None:
     async with spooled(tmp_path / "spool", broker) as spool:
         with pytest.raises(BrokerError):
             await spool.publish(EVENTS_EXCHANGE, "conversion.stored", b"{}", event_id="e")
-        assert spool._messages == 0
+        assert spool.waiting == 0
 
 
 async def test_a_disk_that_hangs_holds_up_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +236,122 @@ async def test_a_disk_that_hangs_holds_up_no_answer(tmp_path: Path, monkeypatch:
             freed.set()
         await until(spool.publishing)
         await publish(spool, 2)
+
+
+class PickyBroker(FakeBroker):
+    """Refuses what goes out under one key, as a node does whose queue of it is full."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.refused: str | None = key
+        self.refusals = 0
+
+    async def publish(self, exchange: str, routing_key: str, body: bytes, *, event_id: str) -> None:
+        """Confirm all but that key."""
+        if routing_key == self.refused:
+            self.refusals += 1
+            raise BrokerError(Reason.PUBLISH_REFUSED, "is a queue full?")
+        await super().publish(exchange, routing_key, body, event_id=event_id)
+
+
+UNRECOGNISED = "report.unrecognised"
+
+
+async def publish_unrecognised(spool: SpooledBroker, number: int) -> None:
+    """Publish one report of another kind."""
+    content = body(number).replace(KEY.encode(), UNRECOGNISED.encode())
+    await spool.publish(INTAKE_EXCHANGE, UNRECOGNISED, content, event_id=str(number))
+
+
+async def test_a_refused_key_holds_up_no_other(tmp_path: Path) -> None:
+    """A full queue is a fact about one routing key: all others still go straight to the broker."""
+    broker, registry = PickyBroker(UNRECOGNISED), CollectorRegistry()
+    async with spooled(tmp_path / "spool", broker, registry=registry) as spool:
+        for number in range(3):
+            await publish_unrecognised(spool, number)
+        for number in range(3, 6):
+            await publish(spool, number)
+        assert broker.confirmed == ["3", "4", "5"]
+        assert spool.waiting == 3
+        await until(lambda: broker.refusals >= 2)
+        assert registry.get_sample_value("wavekeep_test_spool_direct") == 1
+        broker.refused = None
+        await until(lambda: spool.waiting == 0)
+        await publish_unrecognised(spool, 6)
+    assert broker.confirmed[3:] == ["0", "1", "2", "6"]
+
+
+async def test_the_relay_gets_past_any_number_of_refused_messages(tmp_path: Path) -> None:
+    """What waits behind several pages of a refused key is moved on; that key is asked for once a round at most."""
+    broker = PickyBroker(UNRECOGNISED)
+    broker.there = False
+    async with spooled(tmp_path / "spool", broker) as spool:
+        for number in range(450):
+            await (publish_unrecognised if number % 50 else publish)(spool, number)
+        broker.there = True
+        await until(lambda: spool.waiting == 441)
+        assert broker.confirmed == [str(number) for number in range(0, 450, 50)]
+        await until(lambda: broker.refusals >= 3)
+        await publish_unrecognised(spool, 450)
+        await publish(spool, 451)
+        assert broker.confirmed[-1] == "451"
+        assert broker.refusals <= 12, "asked for once a try, whatever waits"
+        await until(lambda: spool._refused[UNRECOGNISED].delay_s >= 0.4)  # left alone for longer and longer
+        broker.refused = None
+        await until(lambda: spool.waiting == 0)
+    assert broker.confirmed[10:] == [str(number) for number in range(451) if number % 50 or number == 450]
+
+
+async def test_a_message_that_is_none_of_ours_holds_up_nothing(tmp_path: Path) -> None:
+    """A body that cannot be routed is refused like any, and the next ones pass it by."""
+    broker = PickyBroker("")
+    broker.there = False
+    async with spooled(tmp_path / "spool", broker) as spool:
+        await spool.publish(INTAKE_EXCHANGE, KEY, b"\xff", event_id="0")
+        await publish(spool, 1)
+        broker.there = True
+        await until(lambda: broker.confirmed == ["1"])
+        assert spool.waiting == 1
+
+
+async def test_going_over_to_the_spool_is_told_whatever_the_cause(tmp_path: Path) -> None:
+    """Once when the first callback is spooled, though the line is simply gone; once when it is empty again."""
+    broker = FakeBroker()
+    with capture_logs() as lines:
+        async with spooled(tmp_path / "spool", broker) as spool:
+            await publish(spool, 0)
+            broker.there = False
+            await publish(spool, 1)
+            await publish(spool, 2)
+            assert [line["event"] for line in lines] == ["spool.entered"]
+            assert lines[0]["reason"] == Reason.BROKER_UNAVAILABLE
+            broker.there = True
+            await until(lambda: len(lines) == 2)
+            assert lines[1]["event"] == "spool.left"
+            assert broker.confirmed == ["0", "1", "2"]
+
+
+async def test_a_failed_disk_does_not_keep_a_broker_that_confirms_again_from_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With messages in a file that can no longer be opened, publishes go to the broker as soon as it is well."""
+    broker = FakeBroker()
+    async with spooled(tmp_path / "spool", broker) as spool:
+        broker.error = BrokerError(Reason.PUBLISH_TIMED_OUT, "no confirmation")
+        await publish(spool, 0)
+
+        async def fail(*_: Any, **__: Any) -> None:
+            raise BrokerError(Reason.BROKER_UNAVAILABLE, "disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(EmbeddedBroker, "publish", fail)
+            with pytest.raises(BrokerError):
+                await publish(spool, 1)
+            broker.error = None
+            await until(spool.publishing)
+            await publish(spool, 2)
+            assert broker.confirmed == ["2"]
+        await until(lambda: broker.confirmed == ["2", "0"])
 
 
 class LateBroker(FakeBroker):

@@ -226,9 +226,9 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def filled(folder: Path, *, leave_bytes: int = 0) -> Iterator[None]:
+def filled(folder: Path, *, leave_bytes: int = 0, name: str = FILLER) -> Iterator[None]:
     """Fill the file system of a folder, but for so many bytes, as long as the context lasts."""
-    filler = folder / FILLER
+    filler = folder / name
     usage = os.statvfs(folder)
     wanted = max(0, usage.f_bavail * usage.f_frsize - leave_bytes)
     with filler.open("wb") as file, contextlib.suppress(OSError):
