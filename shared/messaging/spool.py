@@ -12,9 +12,9 @@ committed and read again. The file is never replaced or deleted.
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -27,6 +27,8 @@ from shared.messaging.topology import Binding, Topology, kept_queue
 from shared.metrics import SpoolMetrics
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 SPOOL = "wavekeep.spool"
 PROBE = "wavekeep.spool.probe"
@@ -176,7 +178,7 @@ class Spool:
         if self._file is None:
             return [], None
         try:
-            found, following = await self._file.page(SPOOL, after, _PAGE)
+            found, following = await _in_time(self._file.page(SPOOL, after, _PAGE))
         except BrokerError as error:
             self._tell_unreadable(error)
             return [], None
@@ -220,7 +222,7 @@ class Spool:
         if not self.messages:
             self._oldest = None
         elif self._file is not None:
-            self._oldest = await self._file.oldest(SPOOL) or self._oldest
+            self._oldest = await _in_time(self._file.oldest(SPOOL)) or self._oldest
         self._metrics.oldest.set(self._oldest or 0)
 
     def _lacks(self, size: int) -> str | None:
@@ -253,10 +255,11 @@ class Spool:
         while file is not None and file is self._file and self._moved:
             group = list(self._moved)[:_PAGE]
             try:
-                await file.forget(SPOOL, group)
+                await _in_time(file.forget(SPOOL, group))
             except BrokerError as error:
                 self._lose(file, error)
-                await file.fold()
+                if error.reason == Reason.STORAGE_FULL:
+                    await file.fold()
                 return
             for message_id in group:
                 self._moved.pop(message_id, None)
@@ -342,6 +345,15 @@ class Spool:
         self._metrics.open.set(0)
         if file is not None:
             self._dropping = asyncio.create_task(file.close(), name="spool closes")
+
+
+async def _in_time(asked: Awaitable[T]) -> T:
+    """Ask the file, but not for longer than a commit may take: a disk that hangs must not hold up the relay either."""
+    try:
+        async with asyncio.timeout(SPOOL_TIMEOUT_S):
+            return await asked
+    except TimeoutError as error:
+        raise BrokerError(Reason.STORAGE_FAILED, f"the disk did not answer within {SPOOL_TIMEOUT_S:g} s") from error
 
 
 async def _probe(file: EmbeddedBroker) -> None:

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from shared.errors import BrokerError, InUseError, Reason, StartError
 from shared.events import INTAKE_EXCHANGE
 from shared.messaging import spool as module
+from shared.messaging.embedded import EmbeddedBroker
 from shared.messaging.journal import Journal
 from shared.messaging.spool import SPOOL
 from shared.messaging.spooled import SpooledBroker
@@ -218,6 +219,32 @@ async def test_a_file_of_another_process_fails_the_start(tmp_path: Path) -> None
         with pytest.raises(InUseError, match="another WAVEKEEP_DATA_DIR"):
             async with spooled(tmp_path / "spool", FakeBroker()):
                 pass
+
+
+async def test_a_disk_that_hangs_does_not_keep_a_broker_that_confirms_again_from_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing can be deleted from it, callbacks go to the broker again as soon as that is well."""
+    broker, freed = FakeBroker(), asyncio.Event()
+    forget = EmbeddedBroker.forget
+
+    async def hang(self: EmbeddedBroker, queue: str, ids: Any) -> int:
+        await freed.wait()
+        return await forget(self, queue, ids)
+
+    monkeypatch.setattr(module, "SPOOL_TIMEOUT_S", 0.2)
+    async with spooled(tmp_path / "spool", broker) as spool:
+        with monkeypatch.context() as patched:
+            patched.setattr(EmbeddedBroker, "forget", hang)
+            broker.error = BrokerError(Reason.PUBLISH_TIMED_OUT, "no confirmation")
+            await publish(spool, 0)
+            broker.error = None
+            await until(lambda: broker.confirmed == ["0"])
+            await until(lambda: spool._spool._file is None)
+            await publish(spool, 1)
+            assert broker.confirmed[-1] == "1"
+        freed.set()
+        await until(lambda: spool._spool.is_open and spool.waiting == 0)
 
 
 async def test_an_error_of_the_disk_within_a_group_closes_the_spool(
