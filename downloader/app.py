@@ -82,7 +82,9 @@ class Downloader:
             quota_bytes=settings.storage_quota_bytes,
             metrics=self._metrics.keeping,
         )
-        self._staging = Staging(settings.staging_folder, executor=self._executor, space=self._space)
+        self._staging = Staging(
+            settings.staging_folder, executor=self._executor, space=self._space, metrics=self._metrics.keeping
+        )
         self._fetcher = Fetcher(
             Fence(self._openings, settings.download_allowed_hosts),
             Limits(

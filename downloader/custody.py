@@ -44,6 +44,7 @@ FOR_EVER = timedelta(days=365)
 _WAIT_FOR_COPY_S = 2.0
 _PUT_OFF_LONGER_AFTER = timedelta(minutes=10)
 _BUSY = frozenset({Reason.VENDOR_BUSY, Reason.HOST_BUSY, Reason.LARGE_BUSY})
+_OUR_STORAGE = frozenset({Reason.STORAGE_FAILED, Reason.STORAGE_FULL, Reason.STORED_FILE_DIFFERS})
 _NOT_THE_FILE = frozenset(
     {
         Reason.TASK_IN_HAND,
@@ -110,8 +111,8 @@ class Custody:
         async with self._alone(event.subject):
             manifest = await self._manifest(names) or await self._bring_in(event, report, names, message)
             if manifest is not None:
-                await self._staging.forget(names.stem)  # also what a process left that died after its manifest
                 await self._announcements.stored(event, manifest, names)
+                await self._staging.forget(names.stem)  # also what a process left that died after its manifest
                 if not isinstance(report, ReportLinkless) and await self._contradicts(manifest, report):
                     await self._announcements.conflicting(event, manifest, names, report)
 
@@ -136,8 +137,8 @@ class Custody:
     def next_step(self, message: Message, reason: Reason) -> Step | None:
         """Return how long to wait after one more failure for this reason; None past the deadline.
 
-        The deadline ends the fetching of a file, not the telling of one that is stored, nor the waiting for a place,
-        since the last attempt is still to come.
+        The deadline ends the fetching of a file, not the telling of one that is stored, nor the storing of one that is
+        here whole, nor the waiting for a place, since the last attempt is still to come.
         """
         try:
             _, report = _report(message)
@@ -150,6 +151,8 @@ class Custody:
         if reason in _BUSY:  # 30 s, and later on 2 min: whom thousands wait for is not asked about all of them at once
             failures = 2 if now - message.first_seen < _PUT_OFF_LONGER_AFTER else 3
             end = end if now < end else now + FOR_EVER
+        elif reason in _OUR_STORAGE and self._staging.holds_whole(names_of(report.vendor, report.task_id).stem):
+            end = end if now < end else now + FOR_EVER  # the vendor is not asked for it any more
         marks = (moment for _, moment in at_risk_marks(report.received_at, report.deadline))
         return choose_step(failures, now=now, end=end, reason=reason, marks=marks)
 
@@ -347,7 +350,6 @@ class Custody:
             code=code,
             rejected_at=self._clock().astimezone(UTC),
         )
-        await self._staging.forget(names.stem)
         if not await self._storage.create(names.rejected, write(rejection)):
             earlier = await self._rejection(names)
             if earlier is not None and _is_of_the_vendor(earlier.reason) == _is_of_the_vendor(reason):
@@ -358,6 +360,7 @@ class Custody:
                 return
         if await self._manifest(names) is None:  # else stored meanwhile by another process: that is final
             await self._announcements.rejected(event, rejection, names)
+        await self._staging.forget(names.stem, whole=False)  # a replay, or another callback, may heal it from that
 
     async def _told_already(self, names: Names, reason: Reason) -> bool:
         """Tell whether the same fact was told beside the one on record, for whichever reason."""

@@ -118,7 +118,7 @@ class Janitor:
     async def look(self, task: Task, found: Found, *, now: datetime) -> None:
         """Look at what is there of a task, and add its orphans, and what came back, to what was found.
 
-        What is left in staging of one that is stored is forgotten.
+        What is left in staging of one that is stored is forgotten; where its disk fails, that is told and no more.
 
         Raises:
             RetryableError: the storage fails.

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 Rule = Literal["age", "size"]
 
+LET_GO = ("bound", "age")
 DISKS = ("staging", "storage")
 ROUND_OUTCOMES = ("done", "failed", "crashed")
 SWEEP_OUTCOMES = ("done", "denied", "failed")
@@ -31,6 +32,19 @@ class KeepingMetrics:
             ["disk"],
             registry=registry,
         )
+        self.whole_let_go = Counter(
+            "wavekeep_downloader_whole_copies_let_go_total",
+            "Whole files that were not stored yet and had to leave staging: past its bound, or for their age.",
+            ["reason"],
+            registry=registry,
+        )
+        self.not_forgotten = Counter(
+            "wavekeep_downloader_staging_not_forgotten_total",
+            "Tasks that are over and of which something is left in staging, because its disk failed.",
+            registry=registry,
+        )
+        for let_go in LET_GO:
+            self.whole_let_go.labels(let_go)
         self.kept = Gauge(
             "wavekeep_downloader_kept_bytes", "Audio and pictures in storage; 0 until counted.", registry=registry
         )

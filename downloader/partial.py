@@ -168,10 +168,16 @@ class Partials:
                 return 1
         return 0
 
-    def forget_task(self, task: str) -> None:
-        """Remove the partial files of a task that nobody works on."""
+    def forget_task(self, task: str, *, whole: bool = True) -> None:
+        """Remove the partial files of a task that nobody works on; whole ones only where these are meant too."""
         for path in self._folder.glob(f"{name_of(task)}.*.part"):
-            self._drop(path)
+            if whole or not _is_whole(path):
+                self._drop(path)
+
+    def whole(self, task: str | None = None) -> frozenset[str]:
+        """Return the names (see `name_of`) of the tasks that a whole file is there of; of this one alone, if given."""
+        found = self._folder.glob(f"{name_of(task) if task else '*'}.*.part")
+        return frozenset(path.name.partition(".")[0] for path in found if _is_whole(path))
 
     def drop_oldest(self) -> bool:
         """Let the oldest partial file go, a whole one only where no other is left; False where there is none."""

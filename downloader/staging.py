@@ -15,18 +15,26 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from downloader.attempt import Attempt, NotedAttempt, Proof
+from downloader.keeping_metrics import KeepingMetrics
 from downloader.partial import Claim, Partials, name_of
 from downloader.proven import Proven
 from downloader.space import Room, Space
 from downloader.storage import translating
 from shared.errors import PermanentError, Reason, RetryableError, StartError
 
+log = structlog.get_logger()
+
 DEFAULT_PARTIAL_BYTES: Final = 8 * 1024**3
 """Kept of cut downloads at most, all together."""
 
 LEAST_PROGRESS_BYTES: Final = 1024 * 1024
 """An attempt that gained less has not brought the file forward: a server that drips is not asked again at once."""
+
+_REMEMBERED: Final = 65_536
+"""Names of tasks that a whole file waits of; beyond, one that is over is forgotten like any other that has none."""
 
 _WAY_TO_THE_FILE: Final = frozenset(
     {
@@ -53,6 +61,7 @@ class Staging:
         executor: runs what blocks.
         partial_bytes: kept of cut downloads at most.
         space: the room that all attempts share; None for whatever is there.
+        metrics: counts what could not be removed, and what had to be; None counts nothing.
     """
 
     def __init__(
@@ -62,11 +71,14 @@ class Staging:
         executor: Executor,
         partial_bytes: int = DEFAULT_PARTIAL_BYTES,
         space: Space | None = None,
+        metrics: KeepingMetrics | None = None,
     ) -> None:
         self._folder = folder
         self._space = space
+        self._metrics = metrics
         self._executor = executor
         self._partials = Partials(folder, max_bytes=partial_bytes)
+        self._whole: set[str] = set()
 
     async def start(self) -> int:
         """Create the folder, and remove what a crash left and nobody can go on from; return how many files that were.
@@ -77,7 +89,9 @@ class Staging:
 
         def prepare() -> int:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return self._partials.sweep()
+            swept = self._partials.sweep()
+            self._whole.update(self._partials.whole())
+            return swept
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, prepare)
@@ -142,11 +156,28 @@ class Staging:
                 keep = task is not None and attempt.proven is not None
                 raise
         finally:
-            await asyncio.shield(self._end(beginning, self._partials if keep else None))
+            await asyncio.shield(self._end(beginning, self._partials if keep else None, task))
 
-    async def forget(self, task: str) -> None:
-        """Remove what is left of a task that needs no other attempt."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._partials.forget_task, task)
+    async def forget(self, task: str, *, whole: bool = True) -> None:
+        """Remove what is left of a task that needs no other attempt. A disk that fails is told, and never raised.
+
+        Args:
+            whole: the whole file too, because it is stored; else it waits for whoever asks for it again.
+        """
+        work = partial(self._partials.forget_task, task, whole=whole)
+        try:
+            with translating():
+                await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except RetryableError as error:
+            if self._metrics is not None:
+                self._metrics.not_forgotten.inc()
+            log.warning("staging.not_forgotten", reason=error.reason, detail=error.detail)
+        if whole:
+            self._whole.discard(name_of(task))
+
+    def holds_whole(self, task: str) -> bool:
+        """Tell whether a whole file of a task waits here to be stored, as far as this process knows."""
+        return name_of(task) in self._whole
 
     async def size_bytes(self, path: Path) -> int:
         """Return the size of what was drawn of an attempt.
@@ -224,8 +255,15 @@ class Staging:
             self._executor, lambda: attempt.prove(body_proven_complete=body_proven_complete)
         )
 
-    async def _end(self, beginning: asyncio.Future[Attempt], partials: Partials | None) -> None:
+    async def _end(self, beginning: asyncio.Future[Attempt], partials: Partials | None, task: str | None) -> None:
         """Close an attempt, also one whose beginning was cancelled while the thread was still at it."""
         with contextlib.suppress(RetryableError, OSError):
             attempt = await beginning
             await asyncio.get_running_loop().run_in_executor(self._executor, partial(attempt.close, partials))
+        if task is None:
+            return
+        with contextlib.suppress(OSError):
+            whole = await asyncio.get_running_loop().run_in_executor(self._executor, self._partials.whole, task)
+            self._whole.discard(name_of(task))
+            if len(self._whole) < _REMEMBERED:
+                self._whole |= whole

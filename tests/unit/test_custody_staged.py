@@ -1,9 +1,11 @@
 """What is proven is not fetched again: the staged copy outlives whatever happens until the file is in custody."""
 
 import asyncio
+import errno
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,8 +17,10 @@ from downloader.keeping_metrics import KeepingMetrics
 from downloader.shelves import find
 from downloader.staging import Staging
 from shared.errors import PermanentError, Reason, RetryableError
+from tests.log_capture import captured_logs
 from tests.unit.custody_fakes import (
     CONTENT,
+    DEADLINE,
     NAMES,
     NOW,
     OTHER_CONTENT,
@@ -25,6 +29,7 @@ from tests.unit.custody_fakes import (
     CrashError,
     FakeSource,
     House,
+    failed,
     succeeded,
 )
 
@@ -194,12 +199,87 @@ async def test_what_cannot_get_better_leaves_no_copy(house: House) -> None:
     assert house.staged == []
 
 
-async def test_giving_up_leaves_no_copy(house: House) -> None:
-    """A rejection is an end state: what was staged for the task goes with it."""
+async def test_giving_up_leaves_the_copy(house: House) -> None:
+    """What was proven may be the last copy there is: a replay after a rejection stores it, though its link is dead."""
     await damage_once(house)
-    assert house.staged
     await house.custody().give_up(succeeded(), Reason.STORED_FILE_DIFFERS, "again and again")
     assert house.publisher.types == ["conversion.rejected"]
+    house.source.errors = [DEAD, DEAD]
+    await house.custody().handle(succeeded())
+    assert house.publisher.types == ["conversion.rejected", "conversion.stored"]
+    assert house.staged == []
+
+
+async def test_giving_up_while_the_store_is_down_leaves_everything(house: House) -> None:
+    """A rejection that cannot be recorded is none yet: nothing of the task goes before it is told."""
+    await damage_once(house)
+    staged = sorted(house.staged)
+    house.storage.errors = [STORE_DOWN]
+    with pytest.raises(RetryableError):
+        await house.custody().give_up(succeeded(), Reason.STORAGE_FAILED, "503")
+    assert sorted(house.staged) == staged
+
+
+async def test_a_failed_report_leaves_the_copy_of_an_earlier_success(house: House) -> None:
+    """It rejects the task, and the success that comes again heals it from what is here."""
+    await damage_once(house)
+    await house.custody().handle(failed())
+    house.source.errors = [DEAD, DEAD]
+    await house.custody().handle(succeeded())
+    assert house.publisher.types == ["conversion.rejected", "conversion.stored"]
+
+
+OURS = [Reason.STORAGE_FAILED, Reason.STORAGE_FULL, Reason.STORED_FILE_DIFFERS]
+
+
+@pytest.mark.parametrize("reason", OURS)
+async def test_a_store_that_is_down_at_the_deadline_is_waited_out(house: House, reason: Reason) -> None:
+    """The deadline is the vendor's, for the file: with a whole copy here storing goes on, without one it ends."""
+    custody = house.custody()
+    house.storage.errors = [STORE_DOWN]
+    with pytest.raises(RetryableError):
+        await custody.handle(succeeded())
+    house.now = DEADLINE + timedelta(days=1)
+    assert custody.next_step(succeeded(), reason) is not None
+    assert custody.next_step(succeeded(), Reason.LINK_EXPIRED) is None
+    assert house.custody().next_step(succeeded(), reason) is None
+    await custody.handle(succeeded())
+    assert custody.next_step(succeeded(), reason) is None
+
+
+async def test_a_new_process_knows_what_waits(house: House, executor: ThreadPoolExecutor) -> None:
+    """After a restart, too, the ladder of a file that is here whole does not end at the deadline."""
+    await damage_once(house)
+    staging = Staging(house.staged_folder, executor=executor)
+    assert not staging.holds_whole(NAMES.stem)
+    await staging.start()
+    assert staging.holds_whole(NAMES.stem)
+
+
+async def test_a_staging_disk_that_fails_keeps_no_stored_file_untold(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored is told though its copy cannot be removed: that is told, and left to housekeeping."""
+    unlink = Path.unlink
+
+    def read_only(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix in {".part", ".note"}:
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(self, missing_ok=missing_ok)
+
+    await damage_once(house)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with captured_logs() as lines:
+        await house.custody().handle(succeeded())
+    assert house.publisher.types == ["conversion.stored"]
+    assert "staging.not_forgotten" in {line["event"] for line in lines}
+    metrics = KeepingMetrics(CollectorRegistry())
+    staging = Staging(house.staged_folder, executor=house.executor)
+    janitor = Janitor(staging=staging, storage=house.storage, temporary=(), metrics=metrics)
+    janitor.sweep()
+    await janitor.look(await find(house.storage, NAMES), Found(), now=NOW)
+    monkeypatch.undo()
+    await janitor.look(await find(house.storage, NAMES), Found(), now=NOW)
     assert house.staged == []
 
 
