@@ -5,7 +5,6 @@ for what is noted of it for the next attempt. Blocking: callers run it in thread
 from or where the file goes.
 """
 
-import fcntl
 import hashlib
 import os
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Final, Literal
 from downloader.answer import Known
 from downloader.digests import MD5_HINT, Checker
 from downloader.fetch import Head, Held
-from downloader.partial import Claim, Partials, forget, unnote
+from downloader.partial import Claim, Partials, forget, lock_new, unnote
 from downloader.proven import Proven
 from downloader.space import Room
 from downloader.storage import translating
@@ -67,8 +66,7 @@ class Attempt:
         self._claim = claim
         self._room = room
         if claim is None:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._file = lock_new(path)
         else:
             self._file = claim.file
         self._head: Head | None = None
@@ -93,20 +91,26 @@ class Attempt:
 
     @property
     def has_proven(self) -> bool:
-        """Whether an earlier attempt left the whole file here."""
+        """Whether an earlier attempt left the whole file here; until its bytes are found to be others, it is that."""
         return self._claim is not None and self._claim.note.proven is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the whole file is here, to be stored by this attempt or the next one."""
+        return self.proven is not None or self.has_proven
 
     def held(self, link: str) -> Held | None:
         """Return what is there already of the file behind a link."""
         claim = self._claim
-        if claim is None or self._head is not None or claim.note.identity != _identity(link):
+        if claim is None or self._head is not None or self.waits or claim.note.identity != _identity(link):
             return None
         return None if claim.note.known is None else Held(claim.size_bytes, claim.note.known)
 
     def recover(self) -> Proven | None:
         """Return what an earlier attempt proved of the file, if every byte of it still is what it was.
 
-        Where one is not, the file is forgotten, and this attempt begins at the beginning. Runs in a thread.
+        Where one is not, the file is forgotten, and this attempt begins at the beginning, with another one. Runs in a
+        thread.
 
         Raises:
             RetryableError: the disk fails, or there is no room for the file where it is to be kept.
@@ -119,10 +123,7 @@ class Attempt:
             with open(self._file, "rb", closefd=False) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
             if found != (proven.sha256, proven.size_bytes):
-                unnote(self.path)
-                os.ftruncate(self._file, 0)
-                os.lseek(self._file, 0, os.SEEK_SET)
-                self._claim = None
+                self._renew()
                 return None
         self.size_bytes, self.proven = proven.size_bytes, proven
         if self._room is not None:
@@ -141,6 +142,9 @@ class Attempt:
         Raises:
             RetryableError, PermanentError: the disk fails, or the bytes cannot become a WAV.
         """
+        if self.waits:
+            with translating():
+                self._renew()
         self._begin_anew(Checker(head.promised, head.md5_hint))
         self._head = head
         with translating():
@@ -160,6 +164,7 @@ class Attempt:
         Raises:
             RetryableError, PermanentError: the disk fails, or the bytes cannot become a WAV.
         """
+        assert not self.waits, "a whole file is never written to: it may be linked into storage"
         self._take(block)
         if self._room is not None:
             self._room.take(self.size_bytes)
@@ -192,18 +197,36 @@ class Attempt:
     def close(self, partials: Partials | None = None) -> None:
         """Let go of the file: leave it to the next attempt where `partials` are given, else remove what is there."""
         try:
-            if partials is not None and self.proven is not None and self.path.exists():
+            if partials is not None and self.waits and self.path.exists():
                 partials.make_room()  # its note stands beside it already
-            elif partials is not None and self.proven is None and (left := self.left) is not None:
+            elif partials is not None and not self.waits and (left := self.left) is not None:
                 partials.keep(self.path, self._file, identity=left[0], known=left[1])
             else:
                 forget(self.path)
         finally:
-            try:
-                os.close(self._file)
-            finally:
-                if self._room is not None:
-                    self._room.close()
+            self._let_go()
+
+    def abandon(self) -> None:
+        """Let go of a file that nobody was lent: what an earlier attempt left stays as it is."""
+        try:
+            if self._claim is None:
+                forget(self.path)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        try:
+            os.close(self._file)
+        finally:
+            if self._room is not None:
+                self._room.close()
+
+    def _renew(self) -> None:
+        """Begin with another file under the name: the one that was there may be linked into storage."""
+        forget(self.path)
+        file = lock_new(self.path)
+        os.close(self._file)
+        self._file, self._claim, self.proven = file, None, None
 
     def _begin_anew(self, checker: Checker | None = None) -> None:
         self.size_bytes = 0

@@ -17,15 +17,17 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from downloader.answer import Known
 from downloader.proven import Proven
+
+WholeLetGo = Literal["bound", "age"]
 
 LONGEST_KEPT_S: Final = 16 * 86_400.0
 """Longer than any vendor keeps a file."""
@@ -70,11 +72,15 @@ class Partials:
     Args:
         folder: of attempts; exists.
         max_bytes: kept at most, all together.
+        let_go: is told why a whole file had to go, and its size in bytes.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int, let_go: Callable[[WholeLetGo, int], None] = lambda *_: None
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
+        self._let_go = let_go
 
     def new(self, task: str) -> Path:
         """Return a path for an attempt that begins at the beginning."""
@@ -141,7 +147,7 @@ class Partials:
             note = _read(path)
             if note is not None and note.proven is not None and note.proven.asked != asked:
                 return None
-            trusted = 0 if note is None else _trusted(file, note)
+            trusted = 0 if note is None else _trusted(file, note)  # of a whole file its digest decides, once it is read
             if note is None or not trusted:
                 forget(path)
                 return None
@@ -152,7 +158,8 @@ class Partials:
                 return None
             with contextlib.suppress(FileNotFoundError):
                 path.with_suffix(".note").rename(ours.with_suffix(".note"))
-            os.ftruncate(file, trusted)
+            if note.proven is None:  # else it may be linked into storage, and its age is that of its bytes
+                os.ftruncate(file, trusted)
             stack.pop_all()
             return Claim(ours, file, trusted, note)
 
@@ -164,7 +171,10 @@ class Partials:
             note = _read(path)
             old = time.time() - os.fstat(file).st_mtime > LONGEST_KEPT_S
             if note is None or old or not _trusted(file, note):
+                size_bytes = os.fstat(file).st_size
                 forget(path)
+                if note is not None and note.proven is not None:
+                    self._let_go("age", size_bytes)
                 return 1
         return 0
 
@@ -180,25 +190,32 @@ class Partials:
         return frozenset(path.name.partition(".")[0] for path in found if _is_whole(path))
 
     def drop_oldest(self) -> bool:
-        """Let the oldest partial file go, a whole one only where no other is left; False where there is none."""
-        return any(self._drop(path) for path, _ in self._by_age())
+        """Let the oldest cut download go, never a whole file; False where there is none."""
+        return any(self._drop(path) for path, _, whole in self._by_age() if not whole)
 
     def make_room(self) -> int:
-        """Let partial files go until the rest is within bounds, as `drop_oldest` does; return how many went."""
+        """Let partial files go, the oldest first and whole ones last, until the rest is within bounds.
+
+        Returns:
+            How many went.
+        """
         files = self._by_age()
-        excess = sum(status.st_size for _, status in files) - self._max_bytes
+        excess = sum(status.st_size for _, status, _ in files) - self._max_bytes
         removed = 0
-        for path, status in files:
+        for path, status, whole in files:
             if excess <= 0:
                 break
             if self._drop(path):
                 removed += 1
                 excess -= status.st_size
+                if whole:
+                    self._let_go("bound", status.st_size)
         return removed
 
-    def _by_age(self) -> list[tuple[Path, os.stat_result]]:
-        files = [(path, status) for path in self._folder.glob("*.part") for status in _status(path)]
-        return sorted(files, key=lambda each: (_is_whole(each[0]), each[1].st_mtime))
+    def _by_age(self) -> list[tuple[Path, os.stat_result, bool]]:
+        """Return the partial files, with whether they are whole: cut ones before whole ones, the oldest first."""
+        files = [(path, status, _is_whole(path)) for path in self._folder.glob("*.part") for status in _status(path)]
+        return sorted(files, key=lambda each: (each[2], each[1].st_mtime))
 
     def _drop(self, path: Path) -> bool:
         """Remove a partial file, unless somebody works on it."""
@@ -223,6 +240,13 @@ def forget(path: Path) -> None:
 def unnote(path: Path) -> None:
     """Forget what is known of a file, before other bytes take the place of those it is known of."""
     path.with_suffix(".note").unlink(missing_ok=True)
+
+
+def lock_new(path: Path) -> int:
+    """Make the file of an attempt, locked as long as it lives; return its descriptor."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def name_of(task: str) -> str:

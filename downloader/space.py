@@ -31,6 +31,18 @@ REMEMBERED: Final = 65_536
 """Keys of ours, at most twice as many outside a count: beyond, the oldest are taken for what others keep."""
 
 
+STAGING: Final = "staging"
+"""The name of the disk that attempts are written to."""
+
+
+class DiskFullError(RetryableError):
+    """There is no room on a disk; `disk` is its name."""
+
+    def __init__(self, disk: str, detail: str) -> None:
+        super().__init__(Reason.STORAGE_FULL, detail)
+        self.disk = disk
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
     """A disk that files are written to.
@@ -58,13 +70,15 @@ class Room:
     def announce(self, size_bytes: int | None, *, there_bytes: int) -> None:
         """Take note of how large the file will be, as far as that is known, and how much of it is there already.
 
+        One that is there to its end needs nothing more of the disk it is written to.
+
         Raises:
             RetryableError: `storage_full`: it would not fit.
         """
         self.announced_bytes, self.written_bytes = size_bytes or 0, there_bytes
         self._looked_at_bytes = there_bytes
         self._space.admit_quota(ahead=True)
-        self._space.admit_disks(ahead=True)
+        self._space.admit_disks(ahead=True, staged=bool(size_bytes) and there_bytes == size_bytes)
 
     def take(self, size_bytes: int) -> None:
         """Take note of how large the file is now.
@@ -110,7 +124,7 @@ class Space:
         quota_bytes: int | None,
         metrics: KeepingMetrics,
     ) -> None:
-        self._staging = Disk("staging", staging, passing=True)
+        self._staging = Disk(STAGING, staging, passing=True)
         self._storage = None if storage is None else Disk("storage", storage, passing=False)
         self._reserve_bytes = reserve_bytes
         self._quota_bytes = quota_bytes
@@ -123,14 +137,17 @@ class Space:
         self._counting = False
         metrics.quota.set(quota_bytes or 0)
 
-    def enter(self) -> Room:
+    def enter(self, *, staged: bool = False) -> Room:
         """Begin an attempt.
+
+        Args:
+            staged: the whole file is on its disk already.
 
         Raises:
             RetryableError: `storage_full`: there is no room for any file.
         """
         self.admit_quota(ahead=True)
-        self.admit_disks(ahead=True)
+        self.admit_disks(ahead=True, staged=staged)
         room = Room(self)
         with self._lock:
             self._rooms.add(room)
@@ -219,22 +236,25 @@ class Space:
                 f" {self._quota_bytes} (WAVEKEEP_STORAGE_QUOTA_BYTES). Raise it, or let files go",
             )
 
-    def admit_disks(self, *, ahead: bool) -> None:
+    def admit_disks(self, *, ahead: bool, staged: bool = False) -> None:
         """Refuse where what is under way does not fit on a disk, beside the reserve.
 
         Args:
             ahead: as for the quota.
+            staged: nothing more is to be written to the disk of attempts.
 
         Raises:
-            RetryableError: `storage_full`, naming the disk, the setting, the numbers, and what to do.
+            DiskFullError: naming the disk, the setting, the numbers, and what to do.
         """
         _, written_bytes, wanted_bytes = self._under_way(ahead=ahead)
         for disk in self._disks():
+            if staged and disk.passing:
+                continue
             free_bytes, reserve_bytes = self._usage(disk)
             needed_bytes = wanted_bytes - written_bytes if disk.passing else wanted_bytes
             if free_bytes - needed_bytes < reserve_bytes:
-                raise RetryableError(
-                    Reason.STORAGE_FULL,
+                raise DiskFullError(
+                    disk.name,
                     f"the disk of the {disk.name} folder is full: {free_bytes} bytes are free, {needed_bytes} are still"
                     f" needed, and {reserve_bytes} stay free (WAVEKEEP_STORAGE_RESERVE_BYTES). Make room on it",
                 )

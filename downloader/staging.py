@@ -8,24 +8,27 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from downloader.attempt import Attempt, NotedAttempt, Proof
+from downloader.flow import Handover
 from downloader.keeping_metrics import KeepingMetrics
-from downloader.partial import Claim, Partials, name_of
+from downloader.partial import Claim, Partials, WholeLetGo, name_of
 from downloader.proven import Proven
-from downloader.space import Room, Space
+from downloader.space import STAGING, DiskFullError, Room, Space
 from downloader.storage import translating
 from shared.errors import PermanentError, Reason, RetryableError, StartError
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 DEFAULT_PARTIAL_BYTES: Final = 8 * 1024**3
 """Kept of cut downloads at most, all together."""
@@ -77,7 +80,7 @@ class Staging:
         self._space = space
         self._metrics = metrics
         self._executor = executor
-        self._partials = Partials(folder, max_bytes=partial_bytes)
+        self._partials = Partials(folder, max_bytes=partial_bytes, let_go=self._let_go)
         self._whole: set[str] = set()
 
     async def start(self) -> int:
@@ -116,7 +119,7 @@ class Staging:
             RetryableError: the disk is full or fails.
         """
         loop = asyncio.get_running_loop()
-        keep = False
+        lent = keep = False
 
         def make(task: str | None, claim: Claim | None, room: Room | None) -> Attempt:
             if task is None:
@@ -128,7 +131,7 @@ class Staging:
                 claim = None if task is None else self._partials.claim(task, asked)
                 if claim is not None:  # before there is room: what is ours is not let go to make some
                     undo.callback(os.close, claim.file)
-                room = self._enter()
+                room = self._enter(whole=claim is not None and claim.note.proven is not None)
                 if room is not None:
                     undo.callback(room.close)
                 attempt = make(task, claim, room)
@@ -138,6 +141,7 @@ class Staging:
         beginning = loop.run_in_executor(self._executor, begin)
         try:
             attempt = await asyncio.shield(beginning)
+            lent = True
             try:
                 yield attempt
             except asyncio.CancelledError:
@@ -150,13 +154,13 @@ class Staging:
                 error.progressed = (
                     on_its_way and attempt.left is not None and attempt.gained_bytes >= LEAST_PROGRESS_BYTES
                 )
-                keep = on_its_way or (task is not None and attempt.proven is not None)
+                keep = on_its_way or (task is not None and attempt.waits)
                 raise
             except BaseException:
-                keep = task is not None and attempt.proven is not None
+                keep = task is not None and attempt.waits
                 raise
         finally:
-            await asyncio.shield(self._end(beginning, self._partials if keep else None, task))
+            await asyncio.shield(self._end(beginning, task, lent=lent, keep=keep))
 
     async def forget(self, task: str, *, whole: bool = True) -> None:
         """Remove what is left of a task that needs no other attempt. A disk that fails is told, and never raised.
@@ -199,17 +203,24 @@ class Staging:
         if self._space is not None:
             self._space.removed(key)
 
-    def _enter(self) -> Room | None:
-        """Begin an attempt; where there is no room, cut downloads go before it is refused, the oldest first."""
-        if self._space is not None:
-            self._space.admit_quota(ahead=True)  # which no room on this disk would help
+    def _enter(self, *, whole: bool) -> Room | None:
+        """Begin an attempt; where this disk has no room, cut downloads go before it is refused, the oldest first.
+
+        Args:
+            whole: the file is here already, and needs no more of this disk.
+        """
         while self._space is not None:
             try:
-                return self._space.enter()
-            except RetryableError:
-                if not self._partials.drop_oldest():
+                return self._space.enter(staged=whole)
+            except DiskFullError as error:  # what else refuses is not helped by room on this disk
+                if error.disk != STAGING or not self._partials.drop_oldest():
                     raise
         return None
+
+    def _let_go(self, reason: WholeLetGo, size_bytes: int) -> None:
+        if self._metrics is not None:
+            self._metrics.whole_let_go.labels(reason).inc()
+        log.warning("staging.whole_let_go", reason=reason, size_bytes=size_bytes)
 
     def sweep(self, *, older_than_s: float) -> int:
         """Remove what nobody can go on from; return how many files that were. Blocking.
@@ -239,7 +250,7 @@ class Staging:
 
     async def recover(self, attempt: Attempt) -> Proven | None:
         """Read again what an earlier attempt proved, off the event loop; see `Attempt.recover`."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, attempt.recover)
+        return await self._work(attempt.recover)
 
     async def note(self, attempt: Attempt, proven: Proven) -> None:
         """Note what was proven, off the event loop; see `Attempt.note`.
@@ -247,19 +258,28 @@ class Staging:
         Raises:
             RetryableError: the disk fails.
         """
-        await asyncio.get_running_loop().run_in_executor(self._executor, partial(attempt.note, proven))
+        await self._work(partial(attempt.note, proven))
 
     async def prove(self, attempt: Attempt, *, body_proven_complete: bool) -> Proof:
         """Judge an attempt off the event loop; see `Attempt.prove`."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: attempt.prove(body_proven_complete=body_proven_complete)
-        )
+        return await self._work(partial(attempt.prove, body_proven_complete=body_proven_complete))
 
-    async def _end(self, beginning: asyncio.Future[Attempt], partials: Partials | None, task: str | None) -> None:
+    async def _work(self, work: Callable[[], T]) -> T:
+        """Have a thread work on an attempt, and wait for it also when cancelled.
+
+        Else its descriptor would be closed, and belong to another file, while the thread is still at it.
+        """
+        results: list[T] = []
+        async with Handover(self._executor) as handover:
+            await handover.run(lambda: results.append(work()))
+        return results[0]
+
+    async def _end(self, beginning: asyncio.Future[Attempt], task: str | None, *, lent: bool, keep: bool) -> None:
         """Close an attempt, also one whose beginning was cancelled while the thread was still at it."""
         with contextlib.suppress(RetryableError, OSError):
             attempt = await beginning
-            await asyncio.get_running_loop().run_in_executor(self._executor, partial(attempt.close, partials))
+            close = partial(attempt.close, self._partials if keep else None) if lent else attempt.abandon
+            await asyncio.get_running_loop().run_in_executor(self._executor, close)
         if task is None:
             return
         with contextlib.suppress(OSError):

@@ -114,8 +114,8 @@ class FakeVendors:
 class MemoryStorage:
     """A storage in a dictionary.
 
-    `damages` flips a byte of whatever is kept; `lies` misreads what is right; `copies` leaves the staged file as an
-    object store does; `errors` come in turn of whatever is kept or created.
+    `damages` flips a byte of whatever is kept; `lies` misreads what is right; `errors` come in turn of whatever is kept
+    or created.
 
     What a listing tells of time is `NOW`, unless a test says otherwise of a key in `modified_at`.
     """
@@ -124,7 +124,6 @@ class MemoryStorage:
     objects: dict[str, bytes] = field(default_factory=dict)
     damages: bool = False
     lies: bool = False
-    copies: bool = False
     errors: list[Exception | None] = field(default_factory=list)
     modified_at: dict[str, datetime] = field(default_factory=dict)
     local: bool = False
@@ -135,7 +134,7 @@ class MemoryStorage:
     async def keep(self, staged: Path, key: str) -> None:
         """Take the file."""
         self._fail()
-        content = taken(staged, leave=self.copies)
+        content = content_of(staged)
         self.objects[key] = content[:-1] + b"\xaa" if self.damages else content
         self.steps.take(f"keep {suffix(key)}")
 
@@ -231,7 +230,11 @@ class FakeInspector:
         if self.draws:
             png.write_bytes(b"picture")
             peaks.write_bytes(b"peaks")
-        yield Inspection(waveform=png if self.draws else None, peaks=peaks if self.draws else None)
+        try:
+            yield Inspection(waveform=png if self.draws else None, peaks=peaks if self.draws else None)
+        finally:
+            png.unlink(missing_ok=True)
+            peaks.unlink(missing_ok=True)
 
 
 class House:
@@ -310,12 +313,9 @@ class House:
 NAMES: Names = names_of("apibox", "task-1")
 
 
-def taken(path: Path, *, leave: bool = False) -> bytes:
-    """Return what is in a file, and remove it unless it is to be left."""
-    content = path.read_bytes()
-    if not leave:
-        path.unlink()
-    return content
+def content_of(path: Path) -> bytes:
+    """Return what is in a file."""
+    return path.read_bytes()
 
 
 def suffix(key: str) -> str:

@@ -46,10 +46,8 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def house(tmp_path: Path, executor: ThreadPoolExecutor) -> House:
-    """Custody among fakes, with a storage that copies what is staged, as an object store does."""
-    house = House(tmp_path / "staging", executor)
-    house.storage.copies = True
-    return house
+    """Custody among fakes."""
+    return House(tmp_path / "staging", executor)
 
 
 async def damage_once(house: House) -> None:
@@ -135,7 +133,6 @@ async def test_a_crash_anywhere_after_the_proof_fetches_nothing_again(tmp_path: 
     with ThreadPoolExecutor(4) as executor:
         while True:
             house = House(tmp_path / "staging", executor)
-            house.storage.copies = True
             house.steps.crash_after = crashed_at
             crashed = False
             try:
@@ -180,15 +177,6 @@ async def test_a_staged_copy_that_rotted_is_fetched_anew(house: House) -> None:
     assert len(house.source.followed) == 2
     assert house.count("recoveries_total", outcome="damaged") == 1
     assert house.staged == []
-
-
-async def test_a_moved_file_leaves_no_note(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
-    """In a folder on the same disk the file itself was moved: nothing is left beside it that nobody could use."""
-    house = House(tmp_path / "staging", executor)
-    await damage_once(house)
-    assert house.staged == []
-    await house.custody().handle(succeeded())
-    assert house.publisher.types == ["conversion.stored"]
 
 
 async def test_what_cannot_get_better_leaves_no_copy(house: House) -> None:
