@@ -56,8 +56,8 @@ class Storage(Protocol):
     async def keep(self, staged: Path, key: str) -> None:
         """Put a staged, synced file under its key, durably. What was there had the same content, or is damaged.
 
-        Where that is the same disk the file is moved. Else the staged one stays as it is, since nobody has read the
-        copy again yet: whoever staged it removes it.
+        The staged one stays as it is, since nobody has read what is kept again yet, or made a manifest of it: whoever
+        staged it removes it. It must not be written to any more: what is kept may be the same file under another name.
         """
 
     async def create(self, key: str, content: bytes) -> bool:

@@ -29,6 +29,8 @@ from shared.errors import RetryableError, StartError
 T = TypeVar("T")
 
 _BLOCK_BYTES = 1024 * 1024
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK})
+"""What says that a file cannot have another name there: it is on another disk, or has as many as it may."""
 TEMPORARY = ".tmp"
 _PROBE = ".probe"
 _PAGE = 1_000
@@ -168,9 +170,10 @@ class FolderStorage:
     def _keep(self, staged: Path, key: str) -> None:
         with self._folder(key, create=True) as (folder, name):
             try:
-                os.rename(staged, name, dst_dir_fd=folder)
+                with self._linked(staged) as path:
+                    os.rename(path, name, dst_dir_fd=folder)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                if error.errno not in _NO_LINK:
                     raise
                 with self._temporary() as (copy, path), staged.open("rb") as source:
                     while block := source.read(_BLOCK_BYTES):
@@ -232,6 +235,22 @@ class FolderStorage:
         finally:
             path.unlink(missing_ok=True)
             os.close(file)
+
+    @contextlib.contextmanager
+    def _linked(self, staged: Path) -> Generator[Path, None, None]:
+        """Lend a temporary name of a staged file; it is gone afterwards, also where a rename did nothing.
+
+        So it does where the key has this very file already.
+        """
+        path = self._root / TEMPORARY / uuid.uuid4().hex
+        with staged.open("rb") as file:
+            with contextlib.suppress(BlockingIOError):  # locked already, by whoever staged it
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.link(staged, path, follow_symlinks=False)
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _folder(self, key: str, *, create: bool = False) -> Generator[tuple[int, str], None, None]:

@@ -33,10 +33,6 @@ SMALL_BYTES = 1024 * 1024
 class Kit(Protocol):
     """A place, and the ways to open a storage on it."""
 
-    @property
-    def moves(self) -> bool:
-        """Whether what is staged beside it is moved there; else it is copied, and stays."""
-
     def storage(self) -> Storage:
         """Return one more storage on the same place, as another process would have it."""
 
@@ -55,7 +51,6 @@ class ObjectKit:
     executor: Executor
     single_writer: bool = False
     transfer_timeout_s: float = 60.0
-    moves: bool = False
 
     def storage(self) -> Storage:
         """Return one more storage on the same place, as another process would have it."""
@@ -89,7 +84,6 @@ class FolderKit:
 
     root: Path
     executor: Executor
-    moves: bool = True
 
     def storage(self) -> Storage:
         """Return one more storage on the same place, as another process would have it."""

@@ -122,21 +122,25 @@ async def test_whoever_reads_while_it_is_replaced_reads_one_whole(kit: Kit, stor
 
 
 async def test_keeping_takes_the_whole_file(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    """What was staged is under its key, and its digest can be read again; a copy leaves the staged one untouched."""
+    """What was staged is under its key, and its digest can be read again; the staged one stays, untouched."""
     content = b"audio" * 100_000
     path = staged(tmp_path / "staging", content)
     await storage.keep(path, "apibox/ab/task.wav")
     assert await storage.read("apibox/ab/task.wav") == content
     assert await storage.digest("apibox/ab/task.wav") == (len(content), hashlib.sha256(content).hexdigest())
-    assert [each.read_bytes() for each in path.parent.iterdir()] == ([] if kit.moves else [content])
+    assert [each.read_bytes() for each in path.parent.iterdir()] == [content]
     assert kit.listing() == {"apibox/ab/task.wav"}
 
 
-async def test_keeping_again_is_harmless(storage: Storage, tmp_path: Path) -> None:
-    """A repetition after a crash finds its own audio there, and keeps it."""
+async def test_keeping_again_is_harmless(kit: Kit, storage: Storage, tmp_path: Path) -> None:
+    """A repetition finds its own audio there, and keeps it; so does one from another copy; nothing else is left."""
+    path = staged(tmp_path / "staging")
     for _ in range(2):
-        await storage.keep(staged(tmp_path / "staging"), "apibox/ab/task.wav")
+        await storage.keep(path, "apibox/ab/task.wav")
+    path.unlink()
+    await storage.keep(staged(tmp_path / "staging"), "apibox/ab/task.wav")
     assert await storage.read("apibox/ab/task.wav") == b"audio"
+    assert kit.listing() == {"apibox/ab/task.wav"}
 
 
 async def test_keeping_what_is_not_there_keeps_nothing(kit: Kit, storage: Storage, tmp_path: Path) -> None:

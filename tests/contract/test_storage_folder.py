@@ -1,6 +1,7 @@
 """What the folder promises beyond the port: rights, links, full disks, other devices, dead and living writers."""
 
 import asyncio
+import fcntl
 import os
 import stat
 import threading
@@ -90,7 +91,7 @@ async def test_only_the_owner_may_read(kit: FolderKit, tmp_path: Path) -> None:
 
 
 async def test_staging_on_another_device_works(kit: FolderKit) -> None:
-    """Where a rename cannot move the file it is copied, whole or not at all; the staged one outlives the proof."""
+    """Where the file cannot have another name it is copied, whole or not at all; the staged one outlives the proof."""
     content = os.urandom(3_000_000)
     storage = kit.storage()
     await storage.start()
@@ -100,6 +101,41 @@ async def test_staging_on_another_device_works(kit: FolderKit) -> None:
         await storage.keep(path, AUDIO)
         assert path.read_bytes() == content
     assert await storage.read(AUDIO) == content
+    assert kit.listing() == {AUDIO}
+
+
+async def test_on_one_disk_nothing_is_copied(kit: FolderKit, tmp_path: Path) -> None:
+    """The staged file gets another name, so that it takes no more room, and outlives the proof all the same."""
+    storage = kit.storage()
+    await storage.start()
+    path = staged(tmp_path / "staging", b"audio")
+    await storage.keep(path, AUDIO)
+    assert path.samefile(kit.root / AUDIO)
+    path.unlink()
+    assert await storage.read(AUDIO) == b"audio"
+
+
+@pytest.mark.parametrize("locked", [True, False], ids=["locked by its attempt", "locked by nobody"])
+async def test_a_start_meanwhile_leaves_a_file_that_is_being_kept(
+    kit: FolderKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, locked: bool
+) -> None:
+    """Its temporary name is a living writer's to whoever sweeps; what a dead one left there is swept."""
+    await kit.storage().start()
+    path = staged(tmp_path / "staging", b"audio")
+    rename, swept = os.rename, []
+
+    def swept_before(source: Path, name: str, **named: int) -> None:
+        swept.append(sweep(kit.root / ".tmp"))
+        rename(source, name, **named)
+
+    monkeypatch.setattr(os, "rename", swept_before)
+    with path.open("rb") as file:
+        if locked:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        await FolderStorage(kit.root, executor=None).keep(path, AUDIO)
+    assert swept == [0]
+    (kit.root / ".tmp" / "dead").hardlink_to(path)
+    assert sweep(kit.root / ".tmp") == 1
     assert kit.listing() == {AUDIO}
 
 
@@ -199,10 +235,11 @@ async def test_a_task_id_that_is_a_path_stays_in_its_folder(kit: FolderKit, tmp_
     """Whatever a vendor calls a task, its objects lie two folders below the root and nowhere else."""
     storage = kit.storage()
     await storage.start()
+    path = staged(tmp_path / "staging")
     before = files(tmp_path)
     names = names_of("kie", task_id)
     assert await storage.create(names.manifest, b"{}")
-    await storage.keep(staged(tmp_path / "staging"), names.audio("0" * 64))
+    await storage.keep(path, names.audio("0" * 64))
     assert len(kit.listing()) == 2
     assert all(key.startswith("kie/") and key.count("/") == 2 for key in kit.listing())
     assert {path for path in files(tmp_path) - before if not path.startswith("files/kie/")} == set()

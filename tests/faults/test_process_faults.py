@@ -220,6 +220,7 @@ _STEPS = (
     Step("first write", "write", None, 1),
     Step("fifth write", "write", None, 5),
     Step("staging file synced", "fsync"),
+    Step("audio linked", "linkat"),
     Step("audio renamed", "renameat"),
     Step("folder synced", "fsync", _SHARD),
     Step("staging name let go", "unlink"),

@@ -1,6 +1,7 @@
 """A whole file in staging outlives what an attempt meets: want of room, the end of the process, a late thread."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import threading
@@ -18,6 +19,7 @@ from downloader.keeping_metrics import KeepingMetrics
 from downloader.partial import LONGEST_KEPT_S, Partials
 from downloader.space import STAGING, Disk, Space
 from downloader.staging import Staging
+from downloader.storage_folder import FolderStorage
 from shared.errors import Reason, RetryableError
 from tests.log_capture import captured_logs
 from tests.unit.custody_fakes import CONTENT, House, succeeded
@@ -164,6 +166,29 @@ async def test_beginning_anew_leaves_a_claimed_copy_unwritten(tmp_path: Path, ex
         attempt.begin(Head("https://cdn.example.com/a.wav", 0, KNOWN, (), None))
         attempt.write(CONTENT)
     assert linked.read_bytes() == b"whole"
+
+
+async def test_a_folder_that_takes_the_file_and_no_manifest(
+    tmp_path: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one disk, too, the copy outlives everything before the manifest, and goes with it."""
+    house, storage = House(tmp_path / "staging", executor), FolderStorage(tmp_path / "files", executor=executor)
+    await storage.start()
+    house.storage = storage  # type: ignore[assignment]
+
+    def full(key: str, content: bytes) -> bool:
+        raise OSError(errno.ENOSPC, f"No room for {key} of {len(content)}")
+
+    monkeypatch.setattr(storage, "_create", full)
+    with pytest.raises(RetryableError):
+        await house.custody().handle(succeeded())
+    monkeypatch.undo()
+    assert [path.suffix for path in house.staged if path.suffix == ".part"] == [".part"]
+    house.source.errors = [DEAD, DEAD]
+    await house.custody().handle(succeeded())
+    assert [path.read_bytes() for path in (tmp_path / "files").rglob("*.wav")] == [CONTENT]
+    assert house.publisher.types == ["conversion.stored"]
+    assert house.staged == []
 
 
 @pytest.fixture
