@@ -259,13 +259,14 @@ class NotedAttempt(Attempt):
                 self._partials.note(self.path, identity=_identity(head.link), known=head.known)
 
     def note(self, proven: Proven) -> None:
-        """See the base: and from here on no death of the process costs the file."""
+        """See the base: from here on no death of the process costs the file, and an older one like it is not needed."""
         left = self.left
         known = None if left is None else left[1]
         with translating():
             self._partials.note(
                 self.path, identity=proven.came_by, known=known, synced_bytes=proven.size_bytes, proven=proven
             )
+            self._partials.supersede(self.path, proven)
         super().note(proven)
 
 

@@ -6,6 +6,7 @@ be called proven. It must not store anything, nor know HTTP or storages.
 Why a whole file is kept until it is in custody: `docs/adr/0015-the-staged-copy-outlives-the-proof.md`.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -17,7 +18,7 @@ from downloader.metrics import DownloaderMetrics
 from downloader.proven import Proven
 from downloader.staging import Staging
 from shared.errors import Reason, RetryableError
-from shared.events import Evidence, digest
+from shared.events import Evidence, ReportSucceeded, digest
 from shared.links import identity, public
 
 log = structlog.get_logger()
@@ -25,8 +26,12 @@ log = structlog.get_logger()
 DIGEST_WARNING = "server_digest_differs"
 """Of a file that is whole, but not what its server's digest says, however often it was fetched."""
 
-_DIGESTS_BELIEVED_FOR = 5
-"""Tries, until it is the header that is believed to be wrong: a file must not be lost for that."""
+_SAME_BYTES = 3
+"""Fetches of this process that brought the same bytes, until it is the server's digest that is believed to be wrong: a
+file must not be lost for that, nor bytes be believed that differ from one fetch to the next."""
+
+_REMEMBERED = 4_096
+"""Tasks whose last bytes that differed are remembered; the oldest begin anew."""
 
 
 class Fetching(Protocol):
@@ -51,14 +56,14 @@ class Bringing:
         self._source = source
         self._staging = staging
         self._metrics = metrics
+        self._differed: dict[str, tuple[str, int]] = {}
 
-    async def bring(self, lead: Lead, attempt: Attempt, sink: Sink, *, tries: int) -> Proven:
+    async def bring(self, lead: Lead, attempt: Attempt, sink: Sink) -> Proven:
         """Return what is proven of the file that the attempt holds now.
 
         Args:
-            attempt: begun for `asked(lead)`.
+            attempt: begun for what `stands_for(lead)`.
             sink: the attempt, perhaps watched.
-            tries: attempts at it before this one.
 
         Raises:
             RetryableError, PermanentError: it could not be fetched, is not whole, or is none that we keep.
@@ -70,17 +75,20 @@ class Bringing:
                 return recovered
             self._metrics.recovered.labels("damaged").inc()
             log.warning("file.not_recovered", detail="the staged copy is not what was proven: it is fetched anew")
-        return await self._fetch(lead, attempt, sink, tries=tries)
+        return await self._fetch(lead, attempt, sink)
 
-    async def _fetch(self, lead: Lead, attempt: Attempt, sink: Sink, *, tries: int) -> Proven:
+    async def _fetch(self, lead: Lead, attempt: Attempt, sink: Sink) -> Proven:
         followed = await self._source.fetch(lead, sink)
         transport = followed.fetched.transport
         proof = await self._staging.prove(attempt, body_proven_complete=transport != "close_delimited")
-        if proof.differs and tries < _DIGESTS_BELIEVED_FOR:
+        subject = f"{lead.report.vendor}/{lead.report.task_id}"
+        if proof.differs and self._came(subject, proof.sha256) < _SAME_BYTES:
             raise RetryableError(Reason.DIGEST_DIFFERS, f"the bytes that came do not match {', '.join(proof.differs)}")
+        self._differed.pop(subject, None)
         judgement = proof.judgement
         proven = Proven(
             asked=asked(lead),
+            claimed=_claimed(lead),
             link=public(followed.url),
             came_by=digest(identity(followed.url)),
             size_bytes=attempt.size_bytes,
@@ -98,7 +106,35 @@ class Bringing:
         await self._staging.note(attempt, proven)
         return proven
 
+    def _came(self, subject: str, sha256: str) -> int:
+        """Take note of bytes of a task that differ from its server's digest; return how often they came in a row."""
+        before, times = self._differed.pop(subject, (sha256, 0))
+        times = times + 1 if before == sha256 else 1
+        self._differed[subject] = (sha256, times)
+        if len(self._differed) > _REMEMBERED:
+            del self._differed[next(iter(self._differed))]
+        return times
+
 
 def asked(lead: Lead) -> str:
-    """Return what tells the file behind a lead's link from others: only what was asked for by it may stand for it."""
+    """Return what tells the file behind a lead's link from others."""
     return digest(identity(lead.url))
+
+
+def stands_for(lead: Lead) -> Callable[[Proven], bool]:
+    """Return what tells whether a proven file may stand for a lead's, so that this need not be fetched.
+
+    It may where it was asked for by the same link; and where the same link was reported and the vendor's own word
+    vouches for the file: a vendor may name a new link each time it is asked.
+    """
+
+    def stands(proven: Proven) -> bool:
+        confirmed = "vendor_confirmed" in proven.evidence.trust
+        return proven.asked == asked(lead) or (confirmed and proven.claimed == _claimed(lead))
+
+    return stands
+
+
+def _claimed(lead: Lead) -> str:
+    """Return what tells the link that a report tells from others; that of none where it tells none."""
+    return digest(identity(lead.claimed) if isinstance(lead.report, ReportSucceeded) else "")

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -18,7 +19,7 @@ import structlog
 
 from downloader.announcements import Announcements
 from downloader.attempt import Attempt
-from downloader.bringing import Bringing, Fetching, asked
+from downloader.bringing import Bringing, Fetching, stands_for
 from downloader.confirmation import Report
 from downloader.fairness import Place, Places, lane_of, queue_for
 from downloader.inspection import Inspector
@@ -109,7 +110,11 @@ class Custody:
         names = names_of(report.vendor, report.task_id)
         structlog.contextvars.bind_contextvars(subject=event.subject, traceparent=event.traceparent)
         async with self._alone(event.subject):
-            manifest = await self._manifest(names) or await self._bring_in(event, report, names, message)
+            manifest = await self._manifest(names)
+            if manifest is None:
+                manifest = await self._bring_in(event, report, names, message)
+            elif message.last_reason is Reason.STORED_FILE_DIFFERS or self._staging.holds_whole(names.stem):
+                await self._mend(manifest, names)
             if manifest is not None:
                 await self._announcements.stored(event, manifest, names)
                 await self._staging.forget(names.stem)  # also what a process left that died after its manifest
@@ -213,7 +218,7 @@ class Custody:
                 found = await self._source.find(report, now=self._clock())
                 if isinstance(found, Lead):
                     async with self._places.take(report.vendor, host_of(found.url), event.subject, lane) as place:
-                        return await self._fetch_and_store(event, found, names, place, tries=message.attempts)
+                        return await self._fetch_and_store(event, found, names, place)
         except BusyError as error:
             self._metrics.put_offs.labels(str(error.reason)).inc()
             raise
@@ -239,19 +244,18 @@ class Custody:
             return "token" in report.trust
         return not (isinstance(found, Lead) and manifest.knows(events.digest(identity(found.url))))
 
-    async def _fetch_and_store(self, event: Event, lead: Lead, names: Names, place: Place, *, tries: int) -> Manifest:
+    async def _fetch_and_store(self, event: Event, lead: Lead, names: Names, place: Place) -> Manifest:
         """Bring, store, prove again, commit; return the manifest that won, ours or another writer's.
 
         The staged copy is there until there is a manifest: whatever fails before, the next attempt goes on from it.
         """
         with self._metrics.attempt() as outcome:
-            async with self._staging.attempt(names.stem, asked=asked(lead)) as attempt:
-                proven = await self._bringing.bring(lead, attempt, place.watch(attempt), tries=tries)
+            async with self._staging.attempt(names.stem, stands=stands_for(lead)) as attempt:
+                proven = await self._bringing.bring(lead, attempt, place.watch(attempt))
                 manifest = await self._inspect(self._manifest_of(event, lead, names, proven), names, attempt)
                 held = await self._storage.exists(manifest.audio)
-                await self._storage.keep(attempt.path, manifest.audio)
+                await self._put(attempt.path, manifest, held=held)
                 attempt.kept(manifest.audio, held=held)
-                await self._read_again(manifest)
                 ours = await self._storage.create(names.manifest, write(manifest))
             if ours:
                 outcome.stored(manifest.size_bytes)
@@ -316,13 +320,40 @@ class Custody:
         waveform, peaks = tuple(drawn) or (None, None)
         return msgspec.structs.replace(manifest, quality=found.quality, waveform=waveform, peaks=peaks)
 
-    async def _read_again(self, manifest: Manifest) -> None:
-        """Check what is kept against what was proven, before it is called stored.
+    async def _put(self, staged: Path, manifest: Manifest, *, held: bool) -> None:
+        """Have the file in storage, and check what is kept against what was proven, before it is called stored.
 
-        What differs is left: another writer's manifest may describe it by now, and the next attempt writes over it.
+        What is right there already is left as it is: another writer's manifest may describe it by now. For the same
+        reason what was put and differs is put once more at once, and left where it still does.
         """
-        if await self._storage.digest(manifest.audio) != (manifest.size_bytes, manifest.sha256):
-            raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
+        if held and await self._is_kept(manifest):
+            return
+        for _ in range(2):
+            await self._storage.keep(staged, manifest.audio)
+            if await self._is_kept(manifest):
+                return
+        raise RetryableError(Reason.STORED_FILE_DIFFERS, "the kept file is not the one that was proven")
+
+    async def _is_kept(self, manifest: Manifest) -> bool:
+        """Tell whether what is in storage is what a manifest describes."""
+        return await self._storage.digest(manifest.audio) == (manifest.size_bytes, manifest.sha256)
+
+    async def _mend(self, manifest: Manifest, names: Names) -> None:
+        """See that what an attempt of ours put last, and read back otherwise, damaged no stored file; else mend it.
+
+        Raises:
+            RetryableError: it could not be mended yet; the copy is left for that.
+        """
+        if not await self._storage.exists(manifest.audio) or await self._is_kept(manifest):
+            return  # what is missing, and may be so, is retention's and the audit's
+        async with self._staging.attempt(names.stem, stands=lambda each: each.sha256 == manifest.sha256) as attempt:
+            if not attempt.has_proven or await self._staging.recover(attempt) is None:
+                self._metrics.keeping.repairs.labels("impossible").inc()
+                log.error("file.not_mended", audio=manifest.audio, detail="it differs, and no copy of it is left")
+                return
+            await self._put(attempt.path, manifest, held=False)
+        self._metrics.keeping.repairs.labels("done").inc()
+        log.warning("file.mended", audio=manifest.audio, sha256=manifest.sha256)
 
     async def _manifest(self, names: Names) -> Manifest | None:
         content = await self._storage.read(names.manifest)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 Rule = Literal["age", "size"]
 
 LET_GO = ("bound", "age")
+REPAIRS = ("done", "impossible")
 DISKS = ("staging", "storage")
 ROUND_OUTCOMES = ("done", "failed", "crashed")
 SWEEP_OUTCOMES = ("done", "denied", "failed")
@@ -43,6 +44,14 @@ class KeepingMetrics:
             "Tasks that are over and of which something is left in staging, because its disk failed.",
             registry=registry,
         )
+        self.repairs = Counter(
+            "wavekeep_downloader_repairs_total",
+            "Stored files that a late attempt had damaged: put again from its staged copy, or none was left.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in REPAIRS:
+            self.repairs.labels(outcome)
         for let_go in LET_GO:
             self.whole_let_go.labels(let_go)
         self.kept = Gauge(

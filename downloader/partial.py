@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import time
 import uuid
@@ -34,7 +35,17 @@ LONGEST_KEPT_S: Final = 16 * 86_400.0
 
 _BESIDE: Final = frozenset({".note", ".tmp", ".png", ".json"})
 """Names of ours; what else is in the folder is somebody else's."""
+_NO_LINK: Final = frozenset({errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+Stands = Callable[[Proven], bool]
+"""Tells of a whole file whether it is what is asked for."""
+
+
+def nothing(_: Proven) -> bool:
+    """Tell that no whole file is what is asked for."""
+    return False
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,14 +97,14 @@ class Partials:
         """Return a path for an attempt that begins at the beginning."""
         return self._folder / f"{name_of(task)}.{uuid.uuid4().hex}.part"
 
-    def claim(self, task: str, asked: str | None = None) -> Claim | None:
+    def claim(self, task: str, stands: Stands = nothing) -> Claim | None:
         """Take over a whole file of a task, else its largest partial one; None where there is none to go on from.
 
         Args:
-            asked: what a whole file must have been asked for by (see `Proven`): other ones wait for who asks for them.
+            stands: tells whether a whole file is what is asked for: other ones wait for who asks for them.
         """
         found = sorted(self._folder.glob(f"{name_of(task)}.*.part"), key=_worth, reverse=True)
-        return next((claim for path in found if (claim := self._take(path, task, asked)) is not None), None)
+        return next((claim for path in found if (claim := self._take(path, task, stands)) is not None), None)
 
     def tasks(self) -> frozenset[str]:
         """Return the names (see `name_of`) of the tasks that something is left of."""
@@ -125,6 +136,13 @@ class Partials:
             beside.unlink(missing_ok=True)
             raise
 
+    def supersede(self, path: Path, proven: Proven) -> None:
+        """Let go of what an earlier attempt proved of the same task by the same reported link, unless it is in hand."""
+        for other in self._folder.glob(f"{path.name.partition('.')[0]}.*.part"):
+            note = None if other == path else _read(other)
+            if note is not None and note.proven is not None and note.proven.claimed == proven.claimed:
+                self._drop(other)
+
     def sweep(self, *, older_than_s: float = 0.0) -> int:
         """Remove what nobody can go on from, or will; return how many files that were. Living attempts are left."""
         swept = 0
@@ -134,30 +152,33 @@ class Partials:
             if path.suffix == ".part":
                 swept += self._sweep_part(path)
             elif path.suffix in _BESIDE and not path.with_suffix(".part").exists():  # else it belongs to an attempt
+                if path.suffix == ".note" and any(status.st_nlink > 1 for status in _status(path)):
+                    continue  # somebody gives a file a new name: its note has that already, or still the old one too
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                     swept += 1
         return swept + self.make_room()
 
-    def _take(self, path: Path, task: str, asked: str | None) -> Claim | None:
+    def _take(self, path: Path, task: str, stands: Stands) -> Claim | None:
         with contextlib.ExitStack() as stack:
             file = _lock(path, stack)
             if file is None:
                 return None
             note = _read(path)
-            if note is not None and note.proven is not None and note.proven.asked != asked:
+            if note is not None and note.proven is not None and not stands(note.proven):
                 return None
             trusted = 0 if note is None else _trusted(file, note)  # of a whole file its digest decides, once it is read
             if note is None or not trusted:
                 forget(path)
                 return None
             ours = self.new(task)
-            try:
+            try:  # the note first: whatever name the file has if we die in between, its note is beside it
+                _name_again(path.with_suffix(".note"), ours.with_suffix(".note"))
                 path.rename(ours)
             except FileNotFoundError:  # another process was faster
+                unnote(ours)
                 return None
-            with contextlib.suppress(FileNotFoundError):
-                path.with_suffix(".note").rename(ours.with_suffix(".note"))
+            unnote(path)
             if note.proven is None:  # else it may be linked into storage, and its age is that of its bytes
                 os.ftruncate(file, trusted)
             stack.pop_all()
@@ -226,15 +247,29 @@ class Partials:
             return True
 
 
-def left_of(folder: Path, task: str) -> list[tuple[Path, os.stat_result]]:
-    """Return the partial files of a task, also one that is being written; locks none, so that nobody misses it."""
-    return [(path, status) for path in sorted(folder.glob(f"{name_of(task)}.*.part")) for status in _status(path)]
+def left_of(folder: Path, task: str) -> list[tuple[Path, os.stat_result, bool]]:
+    """Return the partial files of a task and whether each is whole; also one that is being written.
+
+    Locks none, so that nobody misses it.
+    """
+    found = sorted(folder.glob(f"{name_of(task)}.*.part"))
+    return [(path, status, _is_whole(path)) for path in found for status in _status(path)]
 
 
 def forget(path: Path) -> None:
     """Remove a partial file and what is known of it."""
     path.unlink(missing_ok=True)
     unnote(path)
+
+
+def _name_again(note: Path, name: Path) -> None:
+    """Give a note one more name; a copy of it, where the file system has no second names."""
+    try:
+        name.hardlink_to(note)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(note, name)
 
 
 def unnote(path: Path) -> None:

@@ -14,6 +14,8 @@ class Proven(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         asked: digest of the identity of the link that was to be followed.
+        claimed: that of the link that the report tells, which the vendor's own may differ from every time it is asked;
+            empty in the note of an older version.
         link: that it came by, without its query; a fresh one where the other had expired.
         came_by: digest of that one's identity.
         sha256: in hex, computed over the bytes as they came.
@@ -29,3 +31,4 @@ class Proven(msgspec.Struct, frozen=True, kw_only=True):
     format: Format
     warnings: tuple[str, ...]
     evidence: Evidence
+    claimed: str = ""

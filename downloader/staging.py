@@ -20,7 +20,7 @@ import structlog
 from downloader.attempt import Attempt, NotedAttempt, Proof
 from downloader.flow import Handover
 from downloader.keeping_metrics import KeepingMetrics
-from downloader.partial import Claim, Partials, WholeLetGo, name_of
+from downloader.partial import Claim, Partials, Stands, WholeLetGo, name_of, nothing
 from downloader.proven import Proven
 from downloader.space import STAGING, DiskFullError, Room, Space
 from downloader.storage import translating
@@ -104,7 +104,7 @@ class Staging:
             ) from error
 
     @asynccontextmanager
-    async def attempt(self, task: str | None = None, *, asked: str | None = None) -> AsyncGenerator[Attempt, None]:
+    async def attempt(self, task: str | None = None, *, stands: Stands = nothing) -> AsyncGenerator[Attempt, None]:
         """Lend an attempt; on the way out what it left is removed, or kept for the next attempt at the same task.
 
         Kept is what broke off on its way, also by our own end; and what is proven, unless it was stored (then this is
@@ -113,7 +113,7 @@ class Staging:
 
         Args:
             task: names what is fetched; None where no other attempt goes on from this one.
-            asked: what it is asked for by, see `Proven`.
+            stands: tells of a whole file of the task whether it may stand for this one; others wait for who asks.
 
         Raises:
             RetryableError: the disk is full or fails.
@@ -128,7 +128,7 @@ class Staging:
 
         def begin() -> Attempt:
             with contextlib.ExitStack() as undo, translating():
-                claim = None if task is None else self._partials.claim(task, asked)
+                claim = None if task is None else self._partials.claim(task, stands)
                 if claim is not None:  # before there is room: what is ours is not let go to make some
                     undo.callback(os.close, claim.file)
                 room = self._enter(whole=claim is not None and claim.note.proven is not None)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from downloader.custody import Custody
 from downloader.digests import Promise
 from downloader.fetch import Head
 from shared import events
@@ -25,6 +26,7 @@ from tests.unit.custody_fakes import (
     LINK,
     NAMES,
     NOW,
+    OTHER_CONTENT,
     OTHER_LINK,
     QUERY,
     House,
@@ -351,15 +353,38 @@ async def test_every_vendor_has_its_own_tasks(house: House) -> None:
     assert len([key for key in house.storage.objects if key.endswith(".wav")]) == 2
 
 
-async def test_a_digest_that_never_matches_loses_no_file(house: House) -> None:
-    """Bytes that are not what the server promised are fetched again; a header that is always wrong is told, no more."""
-    wrong = Promise("content-md5", "md5", bytes(16))
-    house.source.head = Head(LINK, 0, None, (wrong,), None)
-    for attempts in range(5):
-        with pytest.raises(RetryableError) as caught:
-            await house.custody().handle(dataclasses.replace(succeeded(), attempts=attempts))
-        assert caught.value.reason is Reason.DIGEST_DIFFERS
+WRONG = Head(LINK, 0, None, (Promise("content-md5", "md5", bytes(16)),), None)
+
+
+async def differ(house: House, custody: Custody, *, attempts: int = 0) -> None:
+    """Make an attempt that ends because the bytes are not what the server promised."""
+    with pytest.raises(RetryableError) as caught:
+        await custody.handle(dataclasses.replace(succeeded(), attempts=attempts))
+    assert caught.value.reason is Reason.DIGEST_DIFFERS
     assert house.publisher.types == []
-    await house.custody().handle(dataclasses.replace(succeeded(), attempts=5))
+
+
+async def test_a_digest_that_never_matches_loses_no_file(house: House) -> None:
+    """Bytes that are not what the server promised are fetched again; a header that is always wrong is told, no more.
+
+    However often the task failed for other reasons before.
+    """
+    house.source.head = WRONG
+    custody = house.custody()
+    for _ in range(2):
+        await differ(house, custody, attempts=20)
+    await custody.handle(dataclasses.replace(succeeded(), attempts=22))
     assert house.manifest is not None
     assert (house.manifest.warnings, house.manifest.evidence.digest) == (("server_digest_differs",), "own")
+
+
+async def test_bytes_that_come_otherwise_each_time_are_never_believed(house: House) -> None:
+    """A line that changes bytes says nothing of the server's digest: the same bytes must come three times in a row."""
+    house.source.head = WRONG
+    custody = house.custody()
+    for content in (CONTENT, CONTENT, OTHER_CONTENT, CONTENT, CONTENT):
+        house.source.content = content
+        await differ(house, custody)
+    await differ(house, house.custody())  # a new process begins to count anew
+    await custody.handle(succeeded())
+    assert house.publisher.types == ["conversion.stored"]

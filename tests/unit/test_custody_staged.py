@@ -1,6 +1,7 @@
 """What is proven is not fetched again: the staged copy outlives whatever happens until the file is in custody."""
 
 import asyncio
+import dataclasses
 import errno
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from downloader.janitor import Found, Janitor
 from downloader.keeping_metrics import KeepingMetrics
+from downloader.record import Answer, Outcome
 from downloader.shelves import find
 from downloader.staging import Staging
 from shared.errors import PermanentError, Reason, RetryableError
@@ -255,7 +257,9 @@ async def test_a_staging_disk_that_fails_keeps_no_stored_file_untold(
             raise OSError(errno.EROFS, "Read-only file system")
         unlink(self, missing_ok=missing_ok)
 
-    await damage_once(house)
+    await leave_behind(house)
+    house.publisher.told.clear()
+    del house.storage.objects[NAMES.announced]
     monkeypatch.setattr(Path, "unlink", read_only)
     with captured_logs() as lines:
         await house.custody().handle(succeeded())
@@ -306,3 +310,104 @@ async def test_a_copy_of_what_another_replica_stored_goes(house: House, executor
     assert len(house.staged) == 2
     await janitor.look(task, Found(), now=NOW)
     assert house.staged == []
+
+
+async def test_a_vendor_that_names_another_link_each_time_is_asked_for_no_file_twice(house: House) -> None:
+    """What its own word vouches for stands for the same reported link, wherever the file is said to be now."""
+    house.confirm = "always"
+    for number in range(3):
+        house.vendors.answer = Answer(Outcome.READY, url=f"https://cdn.example.com/{number}/a.wav")
+        await fail_at(house, STORE_DOWN)
+    assert len([path for path in house.staged if path.suffix == ".part"]) == 1
+    assert len(house.source.followed) == 1
+    house.vendors.answer = Answer(Outcome.READY, url="https://cdn.example.com/last/a.wav")
+    await house.custody().handle(succeeded())
+    assert len(house.source.followed) == 1
+    assert house.staged == []
+
+
+async def test_without_the_vendors_word_another_link_is_another_file(house: House) -> None:
+    """What only a callback vouched for does not stand for what the vendor names when asked, and makes way for it."""
+    await fail_at(house, STORE_DOWN)
+    house.vendors.answer = Answer(Outcome.READY, url=OTHER_LINK)
+    await fail_at(house, STORE_DOWN)
+    assert house.source.followed[1:] == [OTHER_LINK]
+    assert len([path for path in house.staged if path.suffix == ".part"]) == 1
+    await house.custody().handle(succeeded())
+    assert len(house.source.followed) == 2
+
+
+async def raced(house: House, *, damages: int) -> list[str]:
+    """Have another process store the task while ours is about to put the file; return what ours ended with."""
+    keep, puts = house.storage.keep, 0
+
+    async def late(staged: Path, key: str) -> None:
+        nonlocal puts
+        puts += 1
+        number = puts
+        if number == 1:
+            await house.custody(FakeSource(house.steps)).handle(succeeded())
+        house.storage.damages = number in {0: set(), 1: {1}, 2: {1, 3}}[damages]  # the second is the winner's
+        await keep(staged, key)
+        house.storage.damages = False
+
+    house.storage.keep = late  # type: ignore[method-assign]
+    ended: list[str] = []
+    try:
+        await house.custody().handle(succeeded())
+    except RetryableError as error:
+        ended.append(str(error.reason))
+    return ended
+
+
+@pytest.mark.parametrize("damages", [0, 1, 2])
+async def test_a_loser_never_damages_the_winners_file(house: House, damages: int) -> None:
+    """What is put over it and comes back otherwise is put once more, and else by the next attempt, from the copy."""
+    ended = await raced(house, damages=damages)
+    assert ended == (["stored_file_differs"] if damages == 2 else [])
+    if ended:
+        again = dataclasses.replace(succeeded(), last_reason=Reason.STORED_FILE_DIFFERS)
+        await house.custody().handle(again)
+        assert house.count("repairs_total", outcome="done") == 1
+    assert house.manifest is not None
+    assert house.storage.objects[house.manifest.audio] == CONTENT
+    assert house.publisher.types == ["conversion.stored"]
+    assert house.staged == []
+
+
+async def test_a_stored_file_is_looked_at_before_a_waiting_copy_goes(house: House, tmp_path: Path) -> None:
+    """Who stored it meanwhile may have been damaged by an attempt of ours that died: it is mended from the copy."""
+    custody = house.custody()
+    house.storage.errors = [STORE_DOWN]
+    with pytest.raises(RetryableError):
+        await custody.handle(succeeded())
+    replica = House(tmp_path / "another", house.executor)
+    replica.storage = house.storage
+    await replica.custody().handle(succeeded())
+    assert house.manifest is not None
+    house.storage.objects[house.manifest.audio] = b"rotten"
+    await custody.handle(succeeded())
+    assert house.storage.objects[house.manifest.audio] == CONTENT
+    assert len(house.source.followed) == 1
+    assert house.staged == []
+
+
+async def test_a_file_that_is_right_there_already_is_not_put_again(house: House) -> None:
+    """An orphan of the same bytes, or the winner's file, is read and left alone; a damaged one is put again."""
+    await fail_at(house, None, STORE_DOWN)
+    puts = len(house.steps.starting("keep audio"))
+    await house.custody().handle(succeeded())
+    assert len(house.steps.starting("keep audio")) == puts == 1
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_a_damaged_file_without_a_copy_is_told_and_hides_nothing(house: House) -> None:
+    """Nothing can be mended then: people hear of it, and so do subscribers of what the manifest says."""
+    await house.custody().handle(succeeded())
+    assert house.manifest is not None
+    house.storage.objects[house.manifest.audio] = b"rotten"
+    again = dataclasses.replace(succeeded(), last_reason=Reason.STORED_FILE_DIFFERS)
+    with captured_logs() as lines:
+        await house.custody().handle(again)
+    assert "file.not_mended" in {line["event"] for line in lines}
+    assert house.count("repairs_total", outcome="impossible") == 1

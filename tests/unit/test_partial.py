@@ -2,15 +2,19 @@
 
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from downloader import partial
 from downloader.answer import Known
 from downloader.digests import Promise
-from downloader.partial import LONGEST_KEPT_S, Partials, name_of
+from downloader.partial import LONGEST_KEPT_S, Note, Partials, name_of
 from downloader.proven import Proven
 from shared.events import Evidence, Format
 
@@ -165,11 +169,12 @@ def test_what_is_over_is_forgotten(partials: Partials, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def whole(partials: Partials, content: bytes, *, asked: str = LINK, task: str = TASK) -> Path:
+def whole(partials: Partials, content: bytes, *, asked: str = LINK, claimed: str = "", task: str = TASK) -> Path:
     """Leave what an attempt leaves that proved a file and could not store it."""
     path = left(partials, content, task=task)
     proven = Proven(
         asked=asked,
+        claimed=claimed,
         link="https://cdn.example.com/a.wav",
         came_by=LINK,
         size_bytes=len(content),
@@ -188,11 +193,11 @@ def test_a_whole_file_waits_for_whoever_asks_for_it(partials: Partials) -> None:
     """It is taken before a longer part, and an attempt at another link neither gets nor destroys it."""
     left(partials, b"abcdef")
     path = whole(partials, b"abc")
-    other = partials.claim(TASK, "another link")
+    other = partials.claim(TASK, lambda proven: proven.asked == "another link")
     assert other is not None
     assert other.note.proven is None
     os.close(other.file)
-    claim = partials.claim(TASK, LINK)
+    claim = partials.claim(TASK, lambda proven: proven.asked == LINK)
     assert claim is not None
     assert claim.note.proven is not None
     assert claim.path.read_bytes() == b"abc"
@@ -209,3 +214,93 @@ def test_whole_files_are_let_go_last(partials: Partials) -> None:
     left(partials, bytes(100), task="kie/cut")
     assert partials.drop_oldest()
     assert partials.tasks() == {name_of("kie/whole")}
+    assert not partials.drop_oldest()
+
+
+def test_one_whole_file_of_a_reported_link_is_kept(partials: Partials) -> None:
+    """Copies of one task do not pile up; what came for another reported link, or another task, or is in hand, stays."""
+    whole(partials, b"one", claimed="a")
+    other, another = whole(partials, b"two", claimed="b"), whole(partials, b"two", claimed="a", task="kie/2")
+    in_hand = partials.claim(TASK, lambda proven: proven.claimed == "a")
+    assert in_hand is not None
+    newest = whole(partials, b"one", claimed="a")
+    partials.supersede(newest, proven_of(newest))
+    assert all(path.exists() for path in (in_hand.path, other, another, newest))
+    os.close(in_hand.file)
+    partials.supersede(newest, proven_of(newest))
+    assert not in_hand.path.exists()
+    assert all(path.exists() for path in (other, another, newest))
+
+
+def proven_of(path: Path) -> Proven:
+    """Return what is noted as proven of a file."""
+    note = msgspec.json.decode(path.with_suffix(".note").read_bytes(), type=Note)
+    assert note.proven is not None
+    return note.proven
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from downloader.partial import Partials
+step, left = int(sys.argv[2]), [0]
+def killing(call):
+    def called(*arguments, **named):
+        if left[0] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] += 1
+        return call(*arguments, **named)
+    return called
+for name in ("hardlink_to", "rename", "unlink"):
+    setattr(pathlib.Path, name, killing(getattr(pathlib.Path, name)))
+claim = Partials(pathlib.Path(sys.argv[1]), max_bytes=10**6).claim("kie/1", lambda _: True)
+print(left[0])
+sys.exit(0 if claim else 1)
+"""
+
+
+@pytest.mark.parametrize("swept", [False, True], ids=["claimed at once", "after a start"])
+def test_a_kill_at_any_step_of_taking_a_whole_file_loses_nothing(
+    partials: Partials, tmp_path: Path, *, swept: bool
+) -> None:
+    """Whatever name it has then, its note is beside it; what is left of the other name goes in the end."""
+    steps, ended = 0, False
+    while not ended:
+        whole(partials, b"whole")
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path), str(steps)],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        ended = run.returncode == 0
+        assert ended or run.returncode == -signal.SIGKILL, run.stderr
+        if swept:
+            partials.sweep()
+        claim = partials.claim(TASK, lambda _: True)
+        assert claim is not None, f"lost after step {steps}"
+        assert (claim.path.read_bytes(), claim.note.proven is not None) == (b"whole", True)
+        os.close(claim.file)
+        partials.forget_task(TASK)
+        partials.sweep()
+        assert list(tmp_path.iterdir()) == []
+        steps += 1
+    assert steps == 4
+
+
+def test_a_sweep_leaves_a_note_that_is_being_given_to_a_new_name(
+    partials: Partials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that starts meanwhile takes it for nobody's orphan."""
+    whole(partials, b"whole")
+    rename = Path.rename
+
+    def raced(self: Path, target: Path) -> Path:
+        partials.sweep()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", raced)
+    claim = partials.claim(TASK, lambda _: True)
+    assert claim is not None
+    assert proven_of(claim.path).size_bytes == 5
+    os.close(claim.file)

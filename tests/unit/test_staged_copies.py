@@ -23,7 +23,7 @@ from downloader.storage_folder import FolderStorage
 from shared.errors import Reason, RetryableError
 from tests.log_capture import captured_logs
 from tests.unit.custody_fakes import CONTENT, House, succeeded
-from tests.unit.test_partial import KNOWN, LINK, left, whole
+from tests.unit.test_partial import KNOWN, left, whole
 
 DEAD = RetryableError(Reason.LINK_EXPIRED, "gone")
 STORE_DOWN = RetryableError(Reason.STORAGE_FAILED, "503")
@@ -160,7 +160,7 @@ async def test_beginning_anew_leaves_a_claimed_copy_unwritten(tmp_path: Path, ex
     copy = whole(Partials(tmp_path, max_bytes=10_000), b"whole")
     linked = tmp_path.parent / f"{tmp_path.name}-linked"
     linked.hardlink_to(copy)
-    async with staging.attempt("kie/1", asked=LINK) as attempt:
+    async with staging.attempt("kie/1", stands=lambda _: True) as attempt:
         assert attempt.has_proven
         assert attempt.held("https://cdn.example.com/a.wav") is None
         attempt.begin(Head("https://cdn.example.com/a.wav", 0, KNOWN, (), None))
@@ -285,7 +285,7 @@ def test_trying_again_does_not_make_a_copy_young(tmp_path: Path) -> None:
     partials = Partials(tmp_path, max_bytes=10_000)
     path = whole(partials, b"whole")
     os.utime(path, (1_000, 1_000))
-    claim = partials.claim("kie/1", LINK)
+    claim = partials.claim("kie/1", lambda _: True)
     assert claim is not None
     os.close(claim.file)
     assert claim.path.stat().st_mtime == 1_000
