@@ -27,8 +27,9 @@ async def partial_downloads(folder: Path, names: Names) -> list[dict[str, Any]]:
             "path": str(path),
             "size_bytes": status.st_size,
             "modified_at": datetime.fromtimestamp(status.st_mtime, UTC),
+            "whole": whole,
         }
-        for path, status in found
+        for path, status, whole in found
     ]
 
 
@@ -40,6 +41,8 @@ def loose_ends(
         return None
     vendor, _, task_id = subject.partition("/")
     state, advice = "begun", "Nothing: the next attempt at its file goes on from here."
+    if any(each["whole"] for each in partials):
+        advice = "Nothing: its file is here whole, and is stored by the next attempt, without its vendor."
     if Holding(names.stem, {entry.key: entry for entry in objects}).audio:
         state = "orphan"
         advice = f"No manifest names its audio. Once that is an hour old: wavekeep audit --adopt {subject}"

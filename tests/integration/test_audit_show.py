@@ -17,6 +17,7 @@ from tests.integration.cli_house import SECRET, embedded_place, succeeded
 from tests.integration.test_audit_command import kept
 from tests.integration.test_cli_replace import Home
 from tests.kept import Kept, audio, manifest_of
+from tests.unit.test_partial import whole
 
 __all__ = ["kept"]
 
@@ -91,7 +92,7 @@ async def test_a_task_of_which_a_partial_download_waits(home: Home) -> None:
     partials.new(names_of("kie", "two").stem).write_bytes(b"of another task")
     (record,) = await home.json("show", "one")
     assert (record["state"], record["vendor"], record["objects"]) == ("begun", "kie", [])
-    assert [(each["path"], each["size_bytes"]) for each in record["partial"]] == [(str(path), 4)]
+    assert [(each["path"], each["size_bytes"], each["whole"]) for each in record["partial"]] == [(str(path), 4, False)]
     await home.park((succeeded("one"), Reason.TOO_LARGE))
     states = {(each["vendor"], each["state"]) for each in await home.json("show", "one")}
     assert states == {("kie", "begun"), ("apibox", "parked")}
@@ -99,6 +100,16 @@ async def test_a_task_of_which_a_partial_download_waits(home: Home) -> None:
     claimed = partials.claim(names_of("kie", "one").stem)
     assert claimed is not None
     os.close(claimed.file)
+
+
+async def test_a_whole_file_that_is_not_stored_yet(home: Home) -> None:
+    """Whoever looks is told that nothing more is needed of the vendor, and tells it from a cut download."""
+    folder = home.data_dir / "staging"
+    folder.mkdir()
+    whole(Partials(folder, max_bytes=10**6), b"RIFF", task=names_of("kie", "one").stem)
+    (record,) = await home.json("show", "one")
+    assert (record["state"], [each["whole"] for each in record["partial"]]) == ("begun", [True])
+    assert "whole" in record["to_do"]
 
 
 async def test_without_a_broker(home: Home, kept: Kept) -> None:
