@@ -24,7 +24,7 @@ from shared.links import identity, public
 log = structlog.get_logger()
 
 DIGEST_WARNING = "server_digest_differs"
-"""Of a file that is whole, but not what its server's digest says, however often it was fetched."""
+"""Of a file that is whole, and the same each time it was fetched, but not what its server's digest says."""
 
 _SAME_BYTES = 3
 """Fetches of this process that brought the same bytes, until it is the server's digest that is believed to be wrong: a
