@@ -32,7 +32,7 @@ test: check  ## Check, then run every test, two at a time; of the faults a fast 
 	@$(PYTHON) -m pytest --numprocesses=2 --dist=worksteal
 
 faults: $(DEV_READY)  ## Inject every fault, and tell what was lost or doubled (about 20 minutes)
-	@$(PYTHON) -m pytest tests/faults -m fault --numprocesses=2 --dist=worksteal $(if $(SEED),--fault-seed=$(SEED))
+	@$(PYTHON) -m pytest tests/faults -m fault --every-fault --numprocesses=2 --dist=worksteal $(if $(SEED),--fault-seed=$(SEED))
 
 faults-random: $(DEV_READY)  ## Inject random faults into real processes under load (SEED=… MINUTES=…)
 	@PYTHONPATH=. $(PYTHON) -m tests.faults.random_walk --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -199,8 +199,11 @@ class Downloader:
         )
 
     def checks(self) -> Mapping[str, bool]:
-        """Ready while reports reach it, urgent ones too."""
-        return {"downloader": all(self._broker.consuming(subscription.queue) for subscription in self._subscriptions)}
+        """Ready while reports reach it, urgent ones too, and its storage answers; a full one does."""
+        return {
+            "downloader": all(self._broker.consuming(subscription.queue) for subscription in self._subscriptions),
+            "storage": self._housekeeping.storage_answers,
+        }
 
 
 async def main(stop: asyncio.Event) -> None:

@@ -24,6 +24,7 @@ from downloader.manifest import Manifest
 from downloader.names import Names, names_of
 from downloader.storage import Entry, Storage
 from downloader.tombstone import Expiry, read_expiry, read_revision
+from shared import tasks
 from shared.clock import Clock
 from shared.errors import PermanentError, Reason, RetryableError
 
@@ -114,9 +115,7 @@ class Auditor:
                 left.set()  # for what is in a thread, where it cannot be cancelled
                 raise
             finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.wait(workers)
+                await tasks.end(*workers)
         return not left.is_set()
 
     async def _take(self, found: AsyncGenerator[Holding, None]) -> list[Holding]:

@@ -22,6 +22,7 @@ from downloader.space import Space
 from downloader.storage import Storage
 from shared.clock import Clock
 from shared.errors import BrokerError, RetryableError
+from shared.tasks import end
 
 log = structlog.get_logger()
 
@@ -30,6 +31,8 @@ AGAIN_AFTER_S: Final = 300.0
 LOOK_EVERY_S: Final = 15.0
 
 _JITTER: Final = 0.2
+_ASKED_FOR: Final = ".ready"
+"""A key that nothing has: that it is absent is an answer."""
 
 
 class Housekeeping:
@@ -38,6 +41,9 @@ class Housekeeping:
     Args:
         executor: runs what blocks.
         every_s: from one round to the next, about.
+
+    Attributes:
+        storage_answers: whether storage and staging could be asked when they were last looked at, up to 15 s ago.
     """
 
     def __init__(
@@ -60,20 +66,19 @@ class Housekeeping:
         self._metrics = metrics
         self._clock = clock
         self._every_s = every_s
+        self.storage_answers = True
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Do rounds while the context is open, the first one at once; staging and storage have been started."""
         working = {
             asyncio.create_task(self._again_and_again(self._rounds), name="housekeeping"),
-            asyncio.create_task(self._again_and_again(self._look), name="free space"),
+            asyncio.create_task(self._again_and_again(self.look), name="free space"),
         }
         try:
             yield
         finally:
-            for task in working:
-                task.cancel()
-            await asyncio.wait(working)
+            await end(*working)
 
     async def round(self) -> None:
         """Do one round: sweep, list, count, tell orphans, let go what is due, record the plan.
@@ -131,12 +136,17 @@ class Housekeeping:
         # replicas that started together should not go on listing together
         return self._every_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
 
-    async def _look(self) -> float:
+    async def look(self) -> float:
+        """Look at what is free, and whether the storage answers; return when to look again, in seconds."""
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._executor, self._space.look)
+            await self._storage.exists(_ASKED_FOR)
         except RetryableError as error:  # the next attempt at a file tells the same
-            log.warning("housekeeping.failed", reason=error.reason, detail=error.detail)
+            log.warning("storage.unreachable", reason=error.reason, detail=error.detail)
+            self.storage_answers = False
+        else:
+            self.storage_answers = True
         return LOOK_EVERY_S
 
     async def _again_and_again(self, work: Callable[[], Awaitable[float]]) -> None:

@@ -18,7 +18,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from shared import logs
+from shared import logs, tasks
 from shared.errors import StartError
 from shared.messaging.port import Broker
 from shared.operations import operations
@@ -129,8 +129,7 @@ async def _unless_stopped(work: Awaitable[None], stop: asyncio.Event) -> None:
         if working.done():
             working.result()
     finally:
-        for task in (working, stopped):
-            task.cancel()
+        await tasks.end(working, stopped)
         await asyncio.gather(working, stopped, return_exceptions=True)
 
 

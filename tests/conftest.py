@@ -20,6 +20,9 @@ _BROKERS = {"rabbitmq_url", "rabbitmq_node"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take the seed of the fault tests; here, because options must be known before a folder's own conftest is read."""
     parser.addoption("--fault-seed", type=int, default=20261121, help="seed of the fault tests (tests/faults)")
+    parser.addoption(
+        "--every-fault", action="store_true", help="fail where a fault of the list was not injected (make faults)"
+    )
 
 
 def pytest_configure() -> None:

@@ -11,6 +11,7 @@ from time import monotonic
 
 import structlog
 
+from shared import tasks
 from shared.errors import BrokerError, DeliveryLostError, PermanentError, Reason, RetryableError
 from shared.messaging.brake import Brake, GroupBrakes
 from shared.messaging.port import Delivery, Message, Subscription
@@ -86,10 +87,7 @@ class Consumer:
     async def _cancel(self) -> list[tuple[asyncio.Task[None], Delivery]]:
         self._ending = True
         left = list(self._in_hand.items())
-        for task, _ in left:
-            task.cancel()
-        if left:
-            await asyncio.wait([task for task, _ in left])
+        await tasks.end(*(task for task, _ in left))
         return left
 
     async def _hand_back(self, delivery: Delivery) -> None:

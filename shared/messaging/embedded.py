@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import structlog
 
+from shared import tasks
 from shared.clock import Clock, system_clock
 from shared.errors import BrokerError, InUseError, Reason, StartError
 from shared.messaging import bulk, table
@@ -115,8 +116,7 @@ class EmbeddedBroker:
     async def close(self) -> None:
         """Commit what waits, then let go of the file and the lock. Idempotent."""
         if self._measuring is not None:
-            self._measuring.cancel()
-            await asyncio.wait({self._measuring})
+            await tasks.end(self._measuring)
             self._measuring = None
         if self._journal is not None:
             await self._journal.close()

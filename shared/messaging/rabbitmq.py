@@ -34,6 +34,7 @@ from aio_pika.exceptions import (
 from pamqp.commands import Basic
 from yarl import URL
 
+from shared import tasks
 from shared.clock import Clock, system_clock
 from shared.errors import BrokerError, DeliveryLostError, NotRoutableError, Reason, StartError
 from shared.events import CONTENT_TYPE
@@ -55,7 +56,6 @@ _ANSWER_TIMEOUT_S = 10.0
 _LOOK_TAKES_S = 5.0
 _WORKED_AFTER_S = 30.0
 """A session that lasted this long was not refused: a broker that hangs takes several time-outs to show it."""
-_CLOSING_TAKES_S = 2.0
 _AGAIN_AFTER_S = 1.0
 _DELIVERY_TAKES_S = 5.0
 _MOST_UNSETTLED = 65_535
@@ -155,7 +155,7 @@ class RabbitBroker:
         """Close every connection. Idempotent."""
         line, self._line = self._line, None
         if line is not None:
-            await _end(line)
+            await tasks.end(line)
 
     async def watch(self) -> None:
         """See the port."""
@@ -207,7 +207,7 @@ class RabbitBroker:
             stopped.cancel()
             failed.cancel()
             await consumer.abandon()
-            await _end(line)
+            await tasks.end(line)
             self._consuming.discard(subscription.queue)
 
     def consuming(self, queue: str) -> bool:
@@ -769,13 +769,6 @@ def _heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def _end(line: asyncio.Task[None]) -> None:
-    """Cancel a line until it has ended, however often that is swallowed."""
-    while not line.done():
-        line.cancel()
-        await asyncio.wait({line}, timeout=_CLOSING_TAKES_S)
 
 
 async def _happened(event: asyncio.Event, *, within_s: float | None, unless: asyncio.Task[None] | None = None) -> bool:

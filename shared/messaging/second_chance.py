@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 from prometheus_client import Gauge
 
+from shared import tasks
 from shared.clock import Clock, system_clock
 from shared.errors import BrokerError, Reason
 from shared.messaging.port import Broker, Kept
@@ -61,8 +62,7 @@ class SecondChances:
         try:
             yield
         finally:
-            looking.cancel()
-            await asyncio.wait({looking})
+            await tasks.end(looking)
 
     async def look(self) -> None:
         """Look once: tell what is new, send back what has waited.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from shared import tasks
 from shared.errors import BrokerError, PermanentError, Reason, WavekeepError
 from shared.events import INTAKE_EXCHANGE, routing_key, type_of
 from shared.messaging.embedded import EmbeddedBroker
@@ -104,11 +105,8 @@ class SpooledBroker:
 
     async def close(self) -> None:
         """Stop relaying; what waits stays on disk. Idempotent."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        ending, self._tasks = self._tasks, []
+        await tasks.end(*ending)
         await self._broker.close()
         await self._spool.close()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from downloader.retention import RECORD, Retention, Rules
 from downloader.space import Space
 from downloader.staging import Staging
 from downloader.storage import Storage
-from shared.errors import RetryableError
+from shared.errors import Reason, RetryableError
 from shared.events import Evidence, Format
 from shared.vendors import Vendor
 from tests.contract.storages import FolderKit, Kit, ObjectKit, staged
@@ -218,3 +219,24 @@ async def test_a_file_that_is_put_back_stays_and_is_told(kit: Kit, tmp_path: Pat
         assert place.value("orphans") == 0
         assert place.value("retention_named_files", rule="age") == 0
     assert place.publisher.types == ["file.expired"]
+
+
+async def test_whether_the_storage_answers_is_known(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness tells a storage that fails, and that it is back."""
+    place = Place(kit, tmp_path / "staging", retention=False)
+    seen: list[bool] = []
+
+    async def look() -> None:
+        await place.housekeeping.look()
+        seen.append(place.housekeeping.storage_answers)
+
+    async def fail(_: str) -> NoReturn:
+        raise RetryableError(Reason.STORAGE_FAILED, "503")
+
+    await place.storage.start()
+    await look()
+    with monkeypatch.context() as broken:
+        broken.setattr(place.storage, "exists", fail)
+        await look()
+    await look()
+    assert seen == [True, False, True]

@@ -48,17 +48,19 @@ async def test_a_fault_of_ours_does_not_drain_the_queue_into_the_bin(
         return registry.get_sample_value("wavekeep_test_consumer_braked", {"queue": work}) == 1
 
     metrics = MessagingMetrics(registry, "test")
-    async with started(driver.broker(brake_after=BRAKE_AFTER, metrics=metrics)) as broker:
-        async with consuming(broker, subscription(work, handler, concurrency=CONCURRENCY)):
-            for number in range(MESSAGES):
-                await broker.publish(driver.name("intake"), "report.failed", b"%d" % number, event_id=str(number))
-            await until(braked)
-            assert BRAKE_AFTER < len(await until_at_rest(broker, parked)) <= BRAKE_AFTER + CONCURRENCY
-            assert not broker.consuming(work)
-            handler.broken = False
-            await until(lambda: not braked() and broker.consuming(work))
-            left = await listed(broker, parked)
-            await until(lambda: len(handler.handled) == MESSAGES - len(left))
+    async with (
+        started(driver.broker(brake_after=BRAKE_AFTER, metrics=metrics)) as broker,
+        consuming(broker, subscription(work, handler, concurrency=CONCURRENCY)),
+    ):
+        for number in range(MESSAGES):
+            await broker.publish(driver.name("intake"), "report.failed", b"%d" % number, event_id=str(number))
+        await until(braked)
+        assert BRAKE_AFTER < len(await until_at_rest(broker, parked)) <= BRAKE_AFTER + CONCURRENCY
+        assert not broker.consuming(work)
+        handler.broken = False
+        await until(lambda: not braked() and broker.consuming(work))
+        left = await listed(broker, parked)
+        await until(lambda: len(handler.handled) == MESSAGES - len(left))
     assert sorted(handler.handled + [message.body for message in left]) == sorted(b"%d" % n for n in range(MESSAGES))
 
 

@@ -52,7 +52,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """
     if (output := getattr(session.config, "workeroutput", None)) is not None:
         output[_ROWS] = report.handed_on()
-    elif any(report.broken(row) for row in report.rows()):
+    elif any(report.broken(row) for row in report.rows()) or _missing(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -69,6 +69,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(report.table(rows))
         for row in filter(report.broken, rows):
             terminalreporter.write_line(f"LOST OR DOUBLED by fault {row.number}: {row.name}", red=True)
+    if missing := _missing(config):
+        terminalreporter.write_line(f"NOT INJECTED, so not shown: faults {', '.join(missing)}", red=True)
+
+
+def _missing(config: pytest.Config) -> list[str]:
+    """Return the faults that were to be injected and were not: a test that was skipped proves nothing."""
+    return report.not_injected(report.rows()) if config.getoption("--every-fault") else []
 
 
 @pytest.fixture

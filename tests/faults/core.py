@@ -172,7 +172,7 @@ class _Look:
 
     def doubled(self) -> list[str]:
         """Return the subjects with a second file, an end state after the final one, or a second id for one fact."""
-        return [*self._second_files(), *self._later_ends(), *self._second_ids()]
+        return [*self._second_files(), *self._later_ends(), *self._second_ids(), *self._second_rejections()]
 
     def broken_files(self) -> list[str]:
         """Return what is wrong with end states and files: another outcome than owed, another content than served."""
@@ -252,6 +252,15 @@ class _Look:
         for (subject, kind, _), found in ids.items():
             if len(found) > 1:
                 yield f"{subject} has {len(found)} ids of {kind}"
+
+    def _second_rejections(self) -> Iterator[str]:
+        """A task is rejected once for its vendor's failure, and once because we gave it up, for whatever reason."""
+        ids: dict[tuple[str, bool], set[str]] = defaultdict(set)
+        for event in self._events("rejected"):
+            ids[(event["subject"], event["data"]["reason"] == "vendor_failed")].add(event["id"])
+        for (subject, _), found in ids.items():
+            if len(found) > 1:
+                yield f"{subject} has {len(found)} rejections"
 
     def _events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self._house.told("hook") if str(event["type"]).startswith(_TYPE + kind)]

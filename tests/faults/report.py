@@ -13,6 +13,9 @@ from rich.table import Table
 
 from tests.faults.core import Verdict
 
+LAST_NUMBER = 25
+"""Of the list of faults; the one for SIGTERM is called `+`."""
+
 
 class Row(NamedTuple):
     """One fault and what came of it."""
@@ -49,6 +52,12 @@ def rows() -> list[Row]:
 def broken(row: Row) -> bool:
     """Tell whether something was lost or doubled, which must never be."""
     return bool(row.verdict.lost or row.verdict.doubled)
+
+
+def not_injected(found: list[Row]) -> list[str]:
+    """Return the numbers of the list of faults that no row is about, in order."""
+    there = {row.number for row in found}
+    return [number for number in (*map(str, range(1, LAST_NUMBER + 1)), "+") if number not in there]
 
 
 def table(found: list[Row], *, width: int = 110) -> str:

@@ -46,7 +46,7 @@ def test_a_house_that_nobody_breaks_is_good(house: Build, mode: str) -> None:
 def test_whatever_is_wrong_is_found_and_called_by_its_name(house: Build) -> None:
     """A table of zeros means something only if it would not be zeros after a loss."""
     home = house("embedded")
-    lost, copied, cut, untold, renamed, revoked, good = home.convert(*({} for _ in range(7)))
+    lost, copied, cut, untold, renamed, revoked, twice, good = home.convert(*({} for _ in range(8)))
     assert judge(home).problems == ()
 
     for path in home.kept(f"{lost}.*"):
@@ -61,16 +61,26 @@ def test_whatever_is_wrong_is_found_and_called_by_its_name(house: Build) -> None
     _tell(home, stored | {"id": "another"})
     rejected = {"type": "wavekeep.conversion.rejected.v1", "subject": f"kie/{revoked}", "data": {"reason": "not_wav"}}
     _tell(home, rejected | {"id": "late", "time": "2100-01-01T00:00:00Z"})
+    for number, reason in enumerate(("timed_out", "http_failed")):
+        given_up = {"type": rejected["type"], "subject": f"kie/{twice}", "data": {"reason": reason}}
+        _tell(home, given_up | {"id": f"given up {number}", "time": "2000-01-01T00:00:00Z"})
     (home.folder / "standalone" / "staging" / "left.part").touch()
 
     verdict = judge(home, within_s=1, parked={"wavekeep.downloader.parked": 1})
     assert verdict.lost == (f"kie/{lost}",)
-    assert _subjects(verdict.doubled) == {f"kie/{copied}", f"kie/{renamed}", f"kie/{revoked}"}
+    assert _subjects(verdict.doubled) == {f"kie/{each}" for each in (copied, renamed, revoked, twice)}
     assert good not in "\n".join(verdict.problems)
     for sign in (f"kie/{cut} is not the file", "was not told of an event", "told another, which nobody marked",
                  "wavekeep.downloader.parked holds 0", "not drained"):  # fmt: skip
         assert any(sign in problem for problem in verdict.problems), sign
     assert report.broken(report.Row("0", "sabotage", 1, verdict))
+
+
+def test_a_fault_that_was_not_injected_is_missed() -> None:
+    """Rows that are absent, because their tests were skipped, do not pass for rows of zeros."""
+    verdict = Verdict((), (), (), (), 0.0)
+    rows = [report.Row(str(number), "x", 1, verdict) for number in range(1, 26) if number != 18]
+    assert report.not_injected(rows) == ["18", "+"]
 
 
 def test_the_table_tells_every_row_in_the_order_of_the_faults() -> None:

@@ -313,6 +313,6 @@ async def test_ready_means_that_both_queues_are_consumed(house: EmbeddedHouse, s
     """A downloader whose urgent lane does not work is not ready."""
     service = downloader(house)
     async with house.running(service):
-        assert service.checks() == {"downloader": True}
+        assert service.checks() == {"downloader": True, "storage": True}
         house.broker._consuming.pop(URGENT)
-        assert service.checks() == {"downloader": False}
+        assert service.checks() == {"downloader": False, "storage": True}
