@@ -42,8 +42,8 @@ def loose_ends(
     vendor, _, task_id = subject.partition("/")
     state, advice = "begun", "Nothing: the next attempt at its file goes on from here."
     if any(each["whole"] for each in partials):
-        advice = "Nothing: its file is here whole, and is stored by the next attempt, without its vendor."
-    if Holding(names.stem, {entry.key: entry for entry in objects}).audio:
+        advice = "Nothing: its file is here whole, and is stored by the next attempt without being fetched again."
+    elif Holding(names.stem, {entry.key: entry for entry in objects}).audio:
         state = "orphan"
         advice = f"No manifest names its audio. Once that is an hour old: wavekeep audit --adopt {subject}"
     elif not partials:

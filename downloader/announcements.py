@@ -35,6 +35,8 @@ from shared.retry import at_risk_marks
 
 log = structlog.get_logger()
 
+_MOST_REMEMBERED = 10_000
+
 
 class Announcements:
     """Tells what became of tasks. Each method is idempotent.
@@ -49,6 +51,7 @@ class Announcements:
         self._publisher = publisher
         self._metrics = metrics
         self._clock = clock
+        self._warned: dict[str, None] = {}
 
     async def stored(self, cause: Event, manifest: Manifest, names: Names) -> None:
         """Tell that a file is in custody."""
@@ -100,7 +103,7 @@ class Announcements:
     async def at_risk(self, cause: Event, report: Report, names: Names, reason: Reason, *, attempts: int) -> None:
         """Tell each share of the time to the deadline that has passed; where that fails, the next failure does.
 
-        It is told though the storage fails, and then once more rather than not at all: that may be the danger.
+        It is told though the storage fails, once by each process at least: that may be the danger.
 
         Args:
             reason: of the latest attempt's failure.
@@ -140,18 +143,27 @@ class Announcements:
         log.info("report.handed_on", type=event.type, event_id=event.id)
 
     async def _warn(self, cause: Event, warning: ConversionAtRisk, time: datetime, marker: str) -> bool:
-        """Publish, then mark, unless the marker is known to be there."""
+        """Publish, then mark, unless the marker is there, or this process could not make it and knows that it told."""
+        if marker in self._warned:
+            return False
+        marks = True
         try:
             if await self._storage.exists(marker):
                 return False
-        except RetryableError as error:
-            log.warning("risk.told_unmarked", percent=warning.threshold_percent, reason=error.reason)
+        except RetryableError:
+            marks = False
         event = await self._publish(cause, warning, time)
         log.info("event.announced", type=event.type, event_id=event.id)
         try:
-            await self._storage.create(marker, f"{event.id}\n".encode())
-        except RetryableError as error:
-            log.warning("risk.told_unmarked", percent=warning.threshold_percent, reason=error.reason)
+            if marks:
+                await self._storage.create(marker, f"{event.id}\n".encode())
+        except RetryableError:
+            marks = False
+        if not marks:
+            log.warning("risk.told_unmarked", percent=warning.threshold_percent)
+            if len(self._warned) == _MOST_REMEMBERED:
+                del self._warned[next(iter(self._warned))]
+            self._warned[marker] = None
         return True
 
     async def _announce(self, cause: Event, data: Data, time: datetime, marker: str) -> bool:

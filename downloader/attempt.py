@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import structlog
+
 from downloader.answer import Known
 from downloader.digests import MD5_HINT, Checker
 from downloader.fetch import Head, Held
@@ -22,6 +24,8 @@ from downloader.wav import Judgement, Walker
 from shared.errors import Reason, RetryableError
 from shared.events import digest
 from shared.links import identity
+
+log = structlog.get_logger()
 
 _READ_BYTES: Final = 1024 * 1024
 
@@ -266,8 +270,11 @@ class NotedAttempt(Attempt):
             self._partials.note(
                 self.path, identity=proven.came_by, known=known, synced_bytes=proven.size_bytes, proven=proven
             )
-            self._partials.supersede(self.path, proven)
         super().note(proven)
+        try:
+            self._partials.supersede(self.path, proven)
+        except OSError as error:  # the older one waits for its age, and costs nothing but room
+            log.warning("staging.not_superseded", error=type(error).__name__)
 
 
 def _identity(link: str) -> str:

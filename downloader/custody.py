@@ -45,7 +45,17 @@ FOR_EVER = timedelta(days=365)
 _WAIT_FOR_COPY_S = 2.0
 _PUT_OFF_LONGER_AFTER = timedelta(minutes=10)
 _BUSY = frozenset({Reason.VENDOR_BUSY, Reason.HOST_BUSY, Reason.LARGE_BUSY})
-_OUR_STORAGE = frozenset({Reason.STORAGE_FAILED, Reason.STORAGE_FULL, Reason.STORED_FILE_DIFFERS})
+_NOT_THE_BYTES = frozenset(
+    {
+        Reason.STORAGE_FAILED,
+        Reason.STORAGE_FULL,
+        Reason.STORED_FILE_DIFFERS,
+        Reason.NOT_CONFIRMED,
+        Reason.LINK_MISSING,
+    }
+)
+"""Failures that may still be mended where the whole file is here already, though its vendor has deleted it."""
+
 _NOT_THE_FILE = frozenset(
     {
         Reason.TASK_IN_HAND,
@@ -156,7 +166,7 @@ class Custody:
         if reason in _BUSY:  # 30 s, and later on 2 min: whom thousands wait for is not asked about all of them at once
             failures = 2 if now - message.first_seen < _PUT_OFF_LONGER_AFTER else 3
             end = end if now < end else now + FOR_EVER
-        elif reason in _OUR_STORAGE and self._staging.holds_whole(names_of(report.vendor, report.task_id).stem):
+        elif reason in _NOT_THE_BYTES and self._staging.holds_whole(names_of(report.vendor, report.task_id).stem):
             end = end if now < end else now + FOR_EVER  # the vendor is not asked for it any more
         marks = (moment for _, moment in at_risk_marks(report.received_at, report.deadline))
         return choose_step(failures, now=now, end=end, reason=reason, marks=marks)
@@ -326,7 +336,7 @@ class Custody:
         What is right there already is left as it is: another writer's manifest may describe it by now. For the same
         reason what was put and differs is put once more at once, and left where it still does.
         """
-        if held and await self._is_kept(manifest):
+        if held and await self._is_right(manifest):
             return
         for _ in range(2):
             await self._storage.keep(staged, manifest.audio)
@@ -338,14 +348,27 @@ class Custody:
         """Tell whether what is in storage is what a manifest describes."""
         return await self._storage.digest(manifest.audio) == (manifest.size_bytes, manifest.sha256)
 
+    async def _is_right(self, manifest: Manifest) -> bool:
+        """Tell the same of what was there before us: what cannot be read is not right, and a copy takes its place."""
+        try:
+            return await self._is_kept(manifest)
+        except RetryableError as error:
+            log.warning("file.unreadable", audio=manifest.audio, reason=error.reason, detail=error.detail)
+            return False
+
     async def _mend(self, manifest: Manifest, names: Names) -> None:
-        """See that what an attempt of ours put last, and read back otherwise, damaged no stored file; else mend it.
+        """See that the stored file is there and right, as long as there may be a copy of it; else mend it.
+
+        An attempt of ours may have put it last, and read back otherwise.
 
         Raises:
             RetryableError: it could not be mended yet; the copy is left for that.
         """
-        if not await self._storage.exists(manifest.audio) or await self._is_kept(manifest):
-            return  # what is missing, and may be so, is retention's and the audit's
+        if await self._storage.exists(manifest.audio):
+            if await self._is_right(manifest):
+                return
+        elif await self._storage.exists(names.expired):
+            return  # retention let it go
         async with self._staging.attempt(names.stem, stands=lambda each: each.sha256 == manifest.sha256) as attempt:
             if not attempt.has_proven or await self._staging.recover(attempt) is None:
                 self._metrics.keeping.repairs.labels("impossible").inc()
@@ -366,10 +389,6 @@ class Custody:
         except RetryableError:
             return False
 
-    async def _rejection(self, names: Names) -> Rejection | None:
-        content = await self._storage.read(names.rejected)
-        return None if content is None else read_rejection(content)
-
     async def _reject(
         self, event: Event, report: Report, names: Names, reason: Reason, detail: str, *, code: int | None = None
     ) -> None:
@@ -381,27 +400,25 @@ class Custody:
             code=code,
             rejected_at=self._clock().astimezone(UTC),
         )
-        if not await self._storage.create(names.rejected, write(rejection)):
-            earlier = await self._rejection(names)
-            if earlier is not None and _is_of_the_vendor(earlier.reason) == _is_of_the_vendor(reason):
-                rejection = (
-                    earlier  # the same fact is told again in the same words, though each copy has its last reason
-                )
-            elif await self._told_already(names, reason):
-                return
+        rejection = await self._recorded(rejection, names)
         if await self._manifest(names) is None:  # else stored meanwhile by another process: that is final
             await self._announcements.rejected(event, rejection, names)
         await self._staging.forget(names.stem, whole=False)  # a replay, or another callback, may heal it from that
 
-    async def _told_already(self, names: Names, reason: Reason) -> bool:
-        """Tell whether the same fact was told beside the one on record, for whichever reason."""
-        return any(
-            [
-                await self._storage.exists(names.rejection_announced(other))
-                for other in Reason
-                if _is_of_the_vendor(other) == _is_of_the_vendor(reason) and other != reason
-            ]
-        )
+    async def _recorded(self, rejection: Rejection, names: Names) -> Rejection:
+        """Record a rejection before it is told; return it, or the one on record that tells the same fact.
+
+        Two facts may be told of a task: its vendor has failed, and we give it up. Each is told in the words, and so
+        under the id, of whoever recorded it first, though every copy of a report has a last reason of its own.
+        """
+        for key in (names.rejected, names.rejected_too):
+            if await self._storage.create(key, write(rejection)):
+                return rejection
+            content = await self._storage.read(key)
+            earlier = None if content is None else read_rejection(content)
+            if earlier is not None and _is_of_the_vendor(earlier.reason) == _is_of_the_vendor(rejection.reason):
+                return earlier
+        return rejection
 
 
 def _is_of_the_vendor(reason: Reason) -> bool:

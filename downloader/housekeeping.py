@@ -41,6 +41,7 @@ class Housekeeping:
     Args:
         executor: runs what blocks.
         every_s: from one round to the next, about.
+        look_every_s: from one look at disks and storage to the next, and how long the storage may take to answer.
 
     Attributes:
         storage_answers: whether storage and staging could be asked when they were last looked at, up to 15 s ago.
@@ -57,6 +58,7 @@ class Housekeeping:
         metrics: DownloaderMetrics,
         clock: Clock,
         every_s: float = EVERY_S,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         self._space = space
         self._janitor = janitor
@@ -66,6 +68,8 @@ class Housekeeping:
         self._metrics = metrics
         self._clock = clock
         self._every_s = every_s
+        self._look_every_s = look_every_s
+        self._asking: asyncio.Task[bool] | None = None
         self.storage_answers = True
 
     @asynccontextmanager
@@ -78,7 +82,7 @@ class Housekeeping:
         try:
             yield
         finally:
-            await end(*working)
+            await end(*working, *([self._asking] if self._asking else ()))
 
     async def round(self) -> None:
         """Do one round: sweep, list, count, tell orphans, let go what is due, record the plan.
@@ -137,17 +141,29 @@ class Housekeeping:
         return self._every_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
 
     async def look(self) -> float:
-        """Look at what is free, and whether the storage answers; return when to look again, in seconds."""
-        loop = asyncio.get_running_loop()
+        """Look at what is free, and whether the storage answers; return when to look again, in seconds.
+
+        One that hangs is asked once: each question more would take one more thread.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="storage")
+        await asyncio.wait({self._asking}, timeout=self._look_every_s)
+        if not self._asking.done():
+            log.warning("storage.unreachable", detail="it does not answer")
+            self.storage_answers = False
+            return 0.0
+        asked, self._asking = self._asking, None
+        self.storage_answers = asked.result()
+        return self._look_every_s
+
+    async def _ask(self) -> bool:
         try:
-            await loop.run_in_executor(self._executor, self._space.look)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._space.look)
             await self._storage.exists(_ASKED_FOR)
         except RetryableError as error:  # the next attempt at a file tells the same
             log.warning("storage.unreachable", reason=error.reason, detail=error.detail)
-            self.storage_answers = False
-        else:
-            self.storage_answers = True
-        return LOOK_EVERY_S
+            return False
+        return True
 
     async def _again_and_again(self, work: Callable[[], Awaitable[float]]) -> None:
         while True:

@@ -39,6 +39,11 @@ class Names:
         return f"{self.stem}.rejected.json"
 
     @property
+    def rejected_too(self) -> str:
+        """The record of the second fact, where the vendor has failed and we gave up as well."""
+        return f"{self.stem}.rejected.too.json"
+
+    @property
     def expired(self) -> str:
         """A copy of the latest tombstone, made before retention deletes the audio: from then on it may be missing."""
         return f"{self.stem}.expired"

@@ -179,8 +179,10 @@ class Partials:
                 unnote(ours)
                 return None
             unnote(path)
-            if note.proven is None:  # else it may be linked into storage, and its age is that of its bytes
+            if note.proven is None:
                 os.ftruncate(file, trusted)
+            else:  # it may be linked into storage, so its bytes are left alone; the note tells when it was asked for
+                os.utime(ours.with_suffix(".note"))
             stack.pop_all()
             return Claim(ours, file, trusted, note)
 
@@ -190,7 +192,10 @@ class Partials:
             if file is None:
                 return 0
             note = _read(path)
-            old = time.time() - os.fstat(file).st_mtime > LONGEST_KEPT_S
+            asked_for_at = max(
+                [os.fstat(file).st_mtime, *(status.st_mtime for status in _status(path.with_suffix(".note")))]
+            )
+            old = time.time() - asked_for_at > LONGEST_KEPT_S
             if note is None or old or not _trusted(file, note):
                 size_bytes = os.fstat(file).st_size
                 forget(path)

@@ -1,6 +1,6 @@
 """What was proven of a whole file, for as long as it is on local disk and not in custody yet.
 
-Responsible for: its record, by which a later attempt stores the file without asking anybody for it again. Pure. It
+Responsible for: its record, by which a later attempt stores the file without fetching it again. Pure. It
 must not hold a link's query: whoever reads the staging folder gets no key to a file.
 """
 

@@ -24,6 +24,7 @@ from downloader.partial import Claim, Partials, Stands, WholeLetGo, name_of, not
 from downloader.proven import Proven
 from downloader.space import STAGING, DiskFullError, Room, Space
 from downloader.storage import translating
+from shared import tasks
 from shared.errors import PermanentError, Reason, RetryableError, StartError
 
 log = structlog.get_logger()
@@ -160,7 +161,7 @@ class Staging:
                 keep = task is not None and attempt.waits
                 raise
         finally:
-            await asyncio.shield(self._end(beginning, task, lent=lent, keep=keep))
+            await tasks.finish(self._end(beginning, task, lent=lent, keep=keep))
 
     async def forget(self, task: str, *, whole: bool = True) -> None:
         """Remove what is left of a task that needs no other attempt. A disk that fails is told, and never raised.
@@ -232,7 +233,9 @@ class Staging:
             RetryableError: the disk fails.
         """
         with translating():
-            return self._partials.sweep(older_than_s=older_than_s)
+            swept = self._partials.sweep(older_than_s=older_than_s)
+            self._whole &= self._partials.whole()
+            return swept
 
     def waiting(self) -> frozenset[str]:
         """Return the names of the tasks that something is left of, see `named`. Blocking.

@@ -22,6 +22,9 @@ log = structlog.get_logger()
 
 _SETTLE_AGAIN_AFTER_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
+_TELLING_TAKES_S = 60.0
+"""Far below any acknowledgement time-out: what is told late is told after the next failure."""
+
 _FOR_A_PERSON = frozenset({Reason.NOT_ROUTABLE, Reason.PUBLISH_REFUSED})
 """Why settling fails where the parked queue, or a delay queue, is gone or full: waiting alone mends neither."""
 
@@ -195,7 +198,8 @@ class Consumer:
         if self._subscription.on_failure is None:
             return
         try:
-            await self._subscription.on_failure(message, reason, attempts)
+            async with asyncio.timeout(_TELLING_TAKES_S):
+                await self._subscription.on_failure(message, reason, attempts)
         except Exception:
             log.exception("message.failure_untold", queue=message.queue, event_id=message.event_id, reason=reason)
 

@@ -238,6 +238,16 @@ async def test_two_copies_that_are_given_up_are_one_rejection(house: House) -> N
     assert len(ids(house.publisher.told)) == 2
 
 
+async def test_a_second_rejection_that_could_not_be_marked_keeps_its_words(house: House) -> None:
+    """Where a process dies between telling and marking, the next one tells the same fact under the same id."""
+    await house.custody().handle(failed())
+    house.storage.errors = [None, None, RetryableError(Reason.STORAGE_FAILED, "503")]
+    with pytest.raises(RetryableError):
+        await house.custody().give_up(succeeded(), Reason.TIMED_OUT, "text")
+    await house.custody().give_up(succeeded(), Reason.LINK_EXPIRED, "text")
+    assert len(ids(house.publisher.told)) == 2
+
+
 async def test_two_copies_that_are_given_up_beside_the_vendors_word_are_one_rejection(house: House) -> None:
     """The vendor's failure is a fact of its own, whichever of the two was first."""
     await house.custody().handle(failed())

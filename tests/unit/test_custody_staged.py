@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from downloader.janitor import Found, Janitor
 from downloader.keeping_metrics import KeepingMetrics
+from downloader.partial import Partials
 from downloader.record import Answer, Outcome
 from downloader.shelves import find
 from downloader.staging import Staging
@@ -375,7 +377,10 @@ async def test_a_loser_never_damages_the_winners_file(house: House, damages: int
     assert house.staged == []
 
 
-async def test_a_stored_file_is_looked_at_before_a_waiting_copy_goes(house: House, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["rotten", "gone", "unreadable"])
+async def test_a_stored_file_is_looked_at_before_a_waiting_copy_goes(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     """Who stored it meanwhile may have been damaged by an attempt of ours that died: it is mended from the copy."""
     custody = house.custody()
     house.storage.errors = [STORE_DOWN]
@@ -385,11 +390,56 @@ async def test_a_stored_file_is_looked_at_before_a_waiting_copy_goes(house: Hous
     replica.storage = house.storage
     await replica.custody().handle(succeeded())
     assert house.manifest is not None
-    house.storage.objects[house.manifest.audio] = b"rotten"
+    if damage == "gone":
+        del house.storage.objects[house.manifest.audio]
+    else:
+        house.storage.objects[house.manifest.audio] = b"rotten"
+    if damage == "unreadable":
+        unreadable(house, monkeypatch)
     await custody.handle(succeeded())
     assert house.storage.objects[house.manifest.audio] == CONTENT
     assert len(house.source.followed) == 1
     assert house.staged == []
+
+
+async def test_what_cannot_be_read_under_the_key_is_put_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that the storage does not give back has the place of a file: the file takes it."""
+    await fail_at(house, None, STORE_DOWN)
+    (audio,) = [key for key in house.storage.objects if key.endswith(".wav")]
+    house.storage.objects[audio] = b"rotten"
+    unreadable(house, monkeypatch)
+    await house.custody().handle(succeeded())
+    assert house.storage.objects[audio] == CONTENT
+    assert house.publisher.types == ["conversion.stored"]
+
+
+async def test_an_older_copy_that_cannot_be_dropped_costs_the_new_one_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails for a moment, just after the proof, leaves the proven file where it is."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "x")
+
+    monkeypatch.setattr(Partials, "supersede", fail)
+    house.storage.errors = [STORE_DOWN]
+    with pytest.raises(RetryableError):
+        await house.custody().handle(succeeded())
+    assert house.staged != []
+    await house.custody().handle(succeeded())
+    assert len(house.source.followed) == 1
+
+
+def unreadable(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the storage fail whenever something rotten is read again."""
+    digest = house.storage.digest
+
+    async def fail_on_rot(key: str) -> tuple[int, str]:
+        if house.storage.objects[key] == b"rotten":
+            raise RetryableError(Reason.STORAGE_FAILED, "EIO")
+        return await digest(key)
+
+    monkeypatch.setattr(house.storage, "digest", fail_on_rot)
 
 
 async def test_a_file_that_is_right_there_already_is_not_put_again(house: House) -> None:

@@ -120,7 +120,8 @@ def test_the_sweep_keeps_what_can_be_gone_on_from(partials: Partials, tmp_path: 
     """At start what a crash left goes, unless somebody can go on from it."""
     path = left(partials, b"abc", kept=False)
     old = left(partials, b"abc", task="kie/old")
-    os.utime(old, (time.time() - LONGEST_KEPT_S - 60,) * 2)
+    for each in (old, old.with_suffix(".note")):
+        os.utime(each, (time.time() - LONGEST_KEPT_S - 60,) * 2)
     (tmp_path / "stray.tmp").write_bytes(b"")
     (tmp_path / "orphan.note").write_bytes(b"{}")
     assert partials.sweep() == 3

@@ -260,6 +260,19 @@ async def test_a_whole_copy_needs_no_room_where_it_is(house: House, tmp_path: Pa
     assert await stored_without_a_fetch(house)
 
 
+def test_a_copy_that_is_asked_for_stays_however_old_it_is(tmp_path: Path) -> None:
+    """What is tried again and again, because the storage is down, is not let go for the age of its bytes."""
+    partials = Partials(tmp_path, max_bytes=10_000)
+    path = whole(partials, b"whole", task="kie/1")
+    for each in (path, path.with_suffix(".note")):
+        os.utime(each, (path.stat().st_mtime - LONGEST_KEPT_S - 60,) * 2)
+    claim = partials.claim("kie/1", lambda _: True)
+    assert claim is not None
+    os.close(claim.file)
+    assert partials.sweep(older_than_s=3_600) == 0
+    assert claim.path.read_bytes() == b"whole"
+
+
 def test_whole_copies_that_must_go_are_told_and_counted(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     """Past the bound, or for their age, perhaps the last copy goes: people hear of it."""
     registry = CollectorRegistry()
@@ -270,7 +283,8 @@ def test_whole_copies_that_must_go_are_told_and_counted(tmp_path: Path, executor
     with captured_logs() as lines:
         staging.sweep(older_than_s=0)
         (last,) = tmp_path.glob("*.part")
-        os.utime(last, (last.stat().st_mtime - LONGEST_KEPT_S - 60,) * 2)
+        for each in (last, last.with_suffix(".note")):
+            os.utime(each, (last.stat().st_mtime - LONGEST_KEPT_S - 60,) * 2)
         staging.sweep(older_than_s=0)
     assert [(line["event"], line["reason"]) for line in lines] == [
         ("staging.whole_let_go", "bound"),

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from shared.tasks import end
+import pytest
+
+from shared.tasks import end, finish
 
 
 async def test_a_task_that_swallows_its_cancellation_ends_all_the_same() -> None:
@@ -35,3 +37,25 @@ async def test_what_has_ended_is_left_as_it_is() -> None:
     await end(task)
     await end()
     assert task.result() == "done"
+
+
+async def test_what_must_not_be_cut_short_is_done_before_a_cancellation_counts() -> None:
+    """However often it is cancelled, the clean-up ends first; then the cancellation is heeded."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    done: list[str] = []
+
+    async def clean_up() -> None:
+        begun.set()
+        await go_on.wait()
+        done.append("clean")
+
+    task = asyncio.create_task(finish(clean_up()))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["clean"]
