@@ -277,7 +277,9 @@ def _show(report: Report, *, dry_run: bool) -> None:
         click.echo()
     damaged = sum(finding.is_damage for finding in report.findings)
     rate = decimal(int(report.size_bytes / max(report.duration_s, 0.001)))
-    verdict = f"{damaged} damaged" if damaged else "all whole"
+    verdict = f"{damaged} damaged, see docs/operations.md: Audit" if damaged else "all whole"
+    if not report.tasks:
+        verdict = "nothing is kept there: is it the right place, and mounted?"
     left = "" if report.complete else " The time was over before all were read."
     click.echo(
         f"{report.files} files ({decimal(report.size_bytes)}) of {report.tasks} tasks read in {report.duration_s:.1f} s"

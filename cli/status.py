@@ -175,6 +175,7 @@ async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
             if record["state"] == "stored":
                 evidence = msgspec.convert(record["evidence"], Evidence)
                 record["evidence"]["in_words"] = in_words(evidence)
+                record["damage"] = await _damage(storage, names, record, objects)
                 for name, key in (("rejection", names.rejected), ("expired", names.expired)):
                     content = await storage.read(key)
                     record[name] = None if content is None else _decoded(content, key)
@@ -200,6 +201,18 @@ async def _parked(subjects: set[str]) -> dict[str, list[dict[str, Any]]] | None:
     except (click.ClickException, StartError, WavekeepError):
         return None
     return found
+
+
+async def _damage(storage: Storage, names: Names, record: dict[str, Any], objects: list[Entry]) -> str | None:
+    """Return what a look, without reading the file, finds wrong with it; None where nothing is."""
+    found = {entry.key: entry.size_bytes for entry in objects}.get(record["audio"])
+    subject = f"{record['vendor']}/{record['task_id']}"
+    if found is None:
+        gone = await storage.exists(names.expired)
+        return None if gone else f"Its audio is missing: wavekeep audit {subject}, then docs/operations.md: Audit."
+    if found != record["size_bytes"]:
+        return f"Its audio has {found} bytes: wavekeep audit {subject}, then docs/operations.md: Audit."
+    return None
 
 
 def _shelf(names: Names) -> str:

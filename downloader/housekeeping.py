@@ -21,7 +21,7 @@ from downloader.shelves import tasks
 from downloader.space import Space
 from downloader.storage import Storage
 from shared.clock import Clock
-from shared.errors import BrokerError, RetryableError
+from shared.errors import BrokerError, Reason, RetryableError
 from shared.tasks import end
 
 log = structlog.get_logger()
@@ -31,8 +31,6 @@ AGAIN_AFTER_S: Final = 300.0
 LOOK_EVERY_S: Final = 15.0
 
 _JITTER: Final = 0.2
-_ASKED_FOR: Final = ".ready"
-"""A key that nothing has: that it is absent is an answer."""
 
 
 class Housekeeping:
@@ -159,8 +157,10 @@ class Housekeeping:
     async def _ask(self) -> bool:
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._space.look)
-            await self._storage.exists(_ASKED_FOR)
+            await self._storage.ask()
         except RetryableError as error:  # the next attempt at a file tells the same
+            if error.reason is Reason.STORAGE_FULL:  # it answers, and has alarms of its own
+                return True
             log.warning("storage.unreachable", reason=error.reason, detail=error.detail)
             return False
         return True

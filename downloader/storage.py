@@ -53,6 +53,9 @@ class Storage(Protocol):
                 writer.
         """
 
+    async def ask(self) -> None:
+        """Return if it answers now, and a disk takes a file; costs next to nothing, and leaves nothing."""
+
     async def keep(self, staged: Path, key: str) -> None:
         """Put a staged, synced file under its key, durably. What was there had the same content, or is damaged.
 

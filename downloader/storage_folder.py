@@ -77,6 +77,15 @@ class FolderStorage:
                 " task. Use another storage, or set WAVEKEEP_STORAGE_SINGLE_WRITER=true and run one downloader only."
             )
 
+    async def ask(self) -> None:
+        """See the port. A disk that is read-only by now, or no longer mounted, answers and takes nothing."""
+
+        def take() -> None:
+            with self._temporary():
+                pass
+
+        await self._run(take)
+
     async def keep(self, staged: Path, key: str) -> None:
         """See the port."""
         await self._run(lambda: self._keep(staged, key))

@@ -88,6 +88,10 @@ class ObjectStorage:
                 " only."
             )
 
+    async def ask(self) -> None:
+        """See the port. Whether it would take an object is not tried: that costs."""
+        await self.exists(f"{_PROBES}/asked")
+
     async def keep(self, staged: Path, key: str) -> None:
         """See the port; the staged file stays. In parts, of which few are in memory; an upload that fails is aborted.
 

@@ -95,7 +95,8 @@ async def serving(
             await site.start()
         except OSError as error:
             remedy = (
-                "Does Wavekeep run already? Else set another WAVEKEEP_INGRESS_PORT or WAVEKEEP_OPS_PORT; 0: a free one."
+                "Does Wavekeep run already? Else set another WAVEKEEP_INGRESS_PORT or WAVEKEEP_OPS_PORT (0: a free"
+                " one); a second Wavekeep needs another WAVEKEEP_DATA_DIR too."
                 if error.errno == errno.EADDRINUSE
                 else "Is it an address of this machine? See WAVEKEEP_INGRESS_HOST and WAVEKEEP_OPS_HOST."
             )

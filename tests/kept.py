@@ -92,6 +92,7 @@ class Kept:
         path.write_bytes(content)
         path.chmod(0o600)
         await self.storage.keep(path, key)
+        path.unlink()  # it may be one file with what is kept: whoever wrote it again would write there
 
     async def store(
         self, task_id: str, content: bytes | None = None, *, vendor: Vendor = Vendor.APIBOX, told: bool = True

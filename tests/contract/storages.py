@@ -109,9 +109,10 @@ def files(folder: Path) -> set[str]:
 
 
 def staged(folder: Path, content: bytes = b"audio") -> Path:
-    """Return a staged file."""
+    """Return a staged file, of its own: what is kept of an earlier one may be the same file as that."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{sha256(content).hexdigest()[:8]}.part"
+    path.unlink(missing_ok=True)
     path.write_bytes(content)
     path.chmod(0o600)
     return path

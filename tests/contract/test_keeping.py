@@ -230,13 +230,13 @@ async def test_whether_the_storage_answers_is_known(kit: Kit, tmp_path: Path, mo
         await place.housekeeping.look()
         seen.append(place.housekeeping.storage_answers)
 
-    async def fail(_: str) -> NoReturn:
+    async def fail() -> NoReturn:
         raise RetryableError(Reason.STORAGE_FAILED, "503")
 
     await place.storage.start()
     await look()
     with monkeypatch.context() as broken:
-        broken.setattr(place.storage, "exists", fail)
+        broken.setattr(place.storage, "ask", fail)
         await look()
     await look()
     assert seen == [True, False, True]

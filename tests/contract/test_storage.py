@@ -132,6 +132,12 @@ async def test_keeping_takes_the_whole_file(kit: Kit, storage: Storage, tmp_path
     assert kit.listing() == {"apibox/ab/task.wav"}
 
 
+async def test_asking_whether_it_answers_leaves_nothing(kit: Kit, storage: Storage) -> None:
+    """It is asked every few seconds."""
+    await storage.ask()
+    assert kit.listing() == set()
+
+
 async def test_keeping_again_is_harmless(kit: Kit, storage: Storage, tmp_path: Path) -> None:
     """A repetition finds its own audio there, and keeps it; so does one from another copy; nothing else is left."""
     path = staged(tmp_path / "staging")

@@ -58,6 +58,19 @@ async def test_a_storage_without_conditional_create_is_refused(kit: FolderKit) -
     assert kit.listing() == set()
 
 
+async def test_a_folder_that_is_no_longer_the_one_that_was_started_does_not_answer(kit: FolderKit) -> None:
+    """A disk that was unmounted leaves an empty folder, which would take files and lose them with the next mount."""
+    storage = kit.storage()
+    await storage.start()
+    await storage.ask()
+    kit.root.rename(kit.root.with_name("elsewhere"))
+    kit.root.mkdir()
+    with pytest.raises(RetryableError) as caught:
+        await storage.ask()
+    assert caught.value.reason is Reason.STORAGE_FAILED
+    assert kit.listing() == set()
+
+
 async def test_a_folder_without_rights_is_refused(tmp_path: Path, kit: FolderKit) -> None:
     """A place that cannot be written is told at start, in a sentence that names it and the setting."""
     with without_rights(tmp_path), pytest.raises(StartError) as caught:

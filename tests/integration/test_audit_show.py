@@ -57,6 +57,20 @@ async def test_everything_about_one_task(home: Home, kept: Kept) -> None:
     assert SECRET not in table
 
 
+async def test_a_file_that_is_cut_or_missing_is_not_called_whole(home: Home, kept: Kept) -> None:
+    """A look is enough to see that; who asks for the task hears it, and what to do."""
+    await kept.store("one")
+    path = home.files / manifest_of(kept.storage, "one", audio()).audio
+    (record,) = await home.json("show", "one")
+    assert record["damage"] is None
+    path.write_bytes(path.read_bytes()[:-1])
+    (record,) = await home.json("show", "one")
+    assert record["damage"].startswith(f"Its audio has {len(audio()) - 1} bytes: wavekeep audit apibox/one")
+    path.unlink()
+    (record,) = await home.json("show", "one")
+    assert record["damage"].startswith("Its audio is missing: wavekeep audit apibox/one")
+
+
 async def test_a_task_of_which_only_a_message_is_there(home: Home) -> None:
     """What was given up before anything was kept is shown too."""
     await home.park((succeeded("one"), Reason.TOO_LARGE))

@@ -170,6 +170,9 @@ class MemoryStorage:
         content = self.objects[key]
         return len(content), "0" * 64 if self.lies else hashlib.sha256(content).hexdigest()
 
+    async def ask(self) -> None:
+        """Answer."""
+
     async def together(self, work: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
         """Work here."""
         return await work(self)
