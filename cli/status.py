@@ -26,12 +26,14 @@ from downloader.storage_factory import build_storage
 from downloader.tombstone import Expiry, read_revision
 from shared.errors import PermanentError, Reason, StartError, WavekeepError
 from shared.events import Evidence
+from shared.messaging.topology import DOWNLOADER, URGENT
 from shared.vendors import Vendor
 
 vendor_option = click.option(
     "--vendor", type=click.Choice([str(v) for v in Vendor]), help="Only this vendor's task of the name."
 )
 
+_TABLES = ("revisions", "objects", "partial", "waiting", "parked")
 PORTS = {"standalone": 9100, "ingress": 9101, "downloader": 9102, "notifier": 9103}
 
 
@@ -61,8 +63,8 @@ def show(task: str, vendor: str | None, *, json_output: bool) -> None:
     """Show everything that is known of TASK (the vendor's id, or VENDOR/ID).
 
     Its manifest, what it proves, and all revisions; or its rejection; or audio without a manifest (an orphan); what was
-    told; the objects that are kept; partial downloads on this machine; and what is parked of it, where the broker can
-    be asked.
+    told; the objects that are kept; partial downloads on this machine; what waits of it in an embedded queue, and how
+    often that was tried; and what is parked of it, where the broker can be asked.
     """
     vendors, task = _split(vendor, task)
     found = finish(lambda: _everything(vendors, task))
@@ -75,7 +77,7 @@ def show(task: str, vendor: str | None, *, json_output: bool) -> None:
         print_json(found)
         return
     for record in found:
-        tables = {name: record.pop(name, None) or [] for name in ("revisions", "objects", "partial", "parked")}
+        tables = {name: record.pop(name, None) or [] for name in _TABLES}
         print_table(("", ""), _flat(record), empty="")
         for name, rows in tables.items():
             if rows:
@@ -151,7 +153,7 @@ async def _records(vendors: list[str], task: str) -> list[dict[str, Any]]:
 
 async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
     """Return all that is known of a task, for each vendor that has one of the name."""
-    parked = await _parked({f"{vendor}/{task}" for vendor in vendors})
+    parked, waiting = await _messages({f"{vendor}/{task}" for vendor in vendors})
     records = {record["vendor"]: record for record in await _records(vendors, task)}
     found: list[dict[str, Any]] = []
     chosen = settings()
@@ -180,17 +182,33 @@ async def _everything(vendors: list[str], task: str) -> list[dict[str, Any]]:
                     content = await storage.read(key)
                     record[name] = None if content is None else _decoded(content, key)
             record["partial"] = partials
+            record["waiting"] = waiting.pop(f"{vendor}/{task}", [])
             record["parked"] = None if parked is None else parked.pop(f"{vendor}/{task}", [])
-    for subject, messages in (parked or {}).items():
-        found.append({"state": "parked", "vendor": subject.partition("/")[0], "task_id": task, "parked": messages})
+    for subject in sorted({*waiting, *(parked or {})}):
+        messages = {"waiting": waiting.get(subject, []), "parked": (parked or {}).get(subject, [])}
+        state = "waiting" if messages["waiting"] else "parked"
+        found.append({"state": state, "vendor": subject.partition("/")[0], "task_id": task, **messages})
     return found
 
 
-async def _parked(subjects: set[str]) -> dict[str, list[dict[str, Any]]] | None:
-    """Return what is parked of some tasks, by subject; None where the broker cannot be asked."""
-    found: dict[str, list[dict[str, Any]]] = {}
+_Messages = dict[str, list[dict[str, Any]]]
+
+
+async def _messages(subjects: set[str]) -> tuple[_Messages | None, _Messages]:
+    """Return by subject what is parked of some tasks, None where the broker cannot be asked; and what waits for a try.
+
+    What waits is known of an embedded queue alone: who looks into a work queue of RabbitMQ takes from it.
+    """
+    found: _Messages = {}
+    waiting: _Messages = {}
     try:
         async with broker() as opened:
+            for queue in (DOWNLOADER, URGENT) if settings().embedded_path is not None else ():
+                async for kept in opened.kept(queue, limit=LOOK_AT_MOST):
+                    subject = subject_of(kept)
+                    if subject in subjects:
+                        facts = {"queue": queue, "attempts": kept.attempts, "last_reason": kept.reason}
+                        waiting.setdefault(subject, []).append(facts | {"first_seen": kept.first_seen})
             for service, queue in SERVICES.items():
                 async for kept in opened.kept(queue, limit=LOOK_AT_MOST):
                     subject = subject_of(kept)
@@ -199,8 +217,8 @@ async def _parked(subjects: set[str]) -> dict[str, list[dict[str, Any]]] | None:
                         since = waiting_since(kept)
                         found.setdefault(subject, []).append(facts | {"attempts": kept.attempts, "waits_since": since})
     except (click.ClickException, StartError, WavekeepError):
-        return None
-    return found
+        return None, waiting
+    return found, waiting
 
 
 async def _damage(storage: Storage, names: Names, record: dict[str, Any], objects: list[Entry]) -> str | None:

@@ -1,10 +1,12 @@
 """`wavekeep show` and `wavekeep backup`: what a person is shown of one task, and what is copied while in use."""
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import structlog
@@ -12,7 +14,10 @@ import structlog
 from downloader.answer import Known
 from downloader.names import names_of
 from downloader.partial import Partials
-from shared.errors import Reason
+from shared.errors import Reason, RetryableError
+from shared.messaging.port import Message, Subscription
+from shared.messaging.topology import DOWNLOADER
+from shared.retry import LADDER
 from tests.integration.cli_house import SECRET, embedded_place, succeeded
 from tests.integration.test_audit_command import kept
 from tests.integration.test_cli_replace import Home
@@ -76,6 +81,27 @@ async def test_a_task_of_which_only_a_message_is_there(home: Home) -> None:
     await home.park((succeeded("one"), Reason.TOO_LARGE))
     (record,) = await home.json("show", "one")
     assert (record["state"], record["vendor"], len(record["parked"])) == ("parked", "apibox", 1)
+
+
+async def test_a_task_that_waits_is_shown_with_why(home: Home) -> None:
+    """Who asks where a file is, of which a callback came, hears that it is tried again, how often it was, and why."""
+    await home.publish(succeeded("one"))
+    tried = asyncio.Event()
+
+    async def fail(_: Message) -> NoReturn:
+        tried.set()
+        raise RetryableError(Reason.LINK_EXPIRED, "answered 404")
+
+    stop = asyncio.Event()
+    hourly = Subscription(queue=DOWNLOADER, handler=fail, concurrency=1, next_step=lambda *_: LADDER[5])
+    consuming = asyncio.create_task(home.broker.consume(hourly, stop=stop))
+    await tried.wait()
+    stop.set()
+    await consuming
+    (record,) = await home.json("show", "one")
+    assert (record["state"], record["vendor"], record["parked"]) == ("waiting", "apibox", [])
+    assert [(each["attempts"], each["last_reason"]) for each in record["waiting"]] == [(1, "link_expired")]
+    assert "link_expired" in (await home.cli("show", "one")).stdout
 
 
 async def test_audio_without_a_manifest(home: Home, kept: Kept) -> None:
