@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.brokers import Driver, EmbeddedDriver, RabbitDriver
-from tests.contract.storages import ObjectKit
+from tests.contract.storages import FolderKit, Kit, ObjectKit
 from tests.object_store import Proxy, Server, environment, running_proxy, running_server
 
 
@@ -31,6 +31,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real S3 server over HTTP, for the tests of one module."""
     with running_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def kit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+    """A place, once for each kind of storage; the server is started only where it is asked for."""
+    with ThreadPoolExecutor(8) as executor:
+        if request.param == "folder":
+            yield FolderKit(tmp_path / "files", executor)
+        else:
+            server: Server = request.getfixturevalue("s3_server")
+            for name, value in environment(server.url).items():
+                monkeypatch.setenv(name, value)
+            yield ObjectKit(server.bucket(), executor)
 
 
 @pytest.fixture

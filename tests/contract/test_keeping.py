@@ -1,8 +1,6 @@
 """Keeping the house: counting, retention and orphans, on every kind of storage."""
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -26,24 +24,10 @@ from shared.errors import Reason, RetryableError
 from shared.events import Evidence, Format
 from shared.vendors import Vendor
 from tests.contract.storages import FolderKit, Kit, ObjectKit, staged
-from tests.object_store import Server, environment
 from tests.unit.custody_fakes import FakePublisher, Steps
 
 NOW = datetime.now(UTC)
 AUDIO = b"audio" * 20
-
-
-@pytest.fixture(params=["folder", "s3"])
-def kit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
-    """A place, once for each kind of storage; the server is started only where it is asked for."""
-    with ThreadPoolExecutor(8) as executor:
-        if request.param == "folder":
-            yield FolderKit(tmp_path / "files", executor)
-        else:
-            server: Server = request.getfixturevalue("s3_server")
-            for name, value in environment(server.url).items():
-                monkeypatch.setenv(name, value)
-            yield ObjectKit(server.bucket(), executor)
 
 
 class Place:

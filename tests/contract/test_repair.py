@@ -1,7 +1,5 @@
 """Replacing a file by the bytes it had: a damaged one is whole again, on every kind of storage."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,24 +10,10 @@ from downloader.staging import Staging
 from shared.clock import system_clock
 from tests.contract.storages import FolderKit, Kit, ObjectKit
 from tests.kept import Kept, audio
-from tests.object_store import Server, environment
 from tests.unit.custody_fakes import FakePublisher, Steps
 
 WHOLE = audio()
 DAMAGE = {"flipped": WHOLE[:-1] + b"\xaa", "cut": WHOLE[:-100], "empty": b"", "missing": None}
-
-
-@pytest.fixture(params=["folder", "s3"])
-def kit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
-    """A place, once for each kind of storage; the server is started only where it is asked for."""
-    with ThreadPoolExecutor(4) as executor:
-        if request.param == "folder":
-            yield FolderKit(tmp_path / "files", executor)
-        else:
-            server: Server = request.getfixturevalue("s3_server")
-            for name, value in environment(server.url).items():
-                monkeypatch.setenv(name, value)
-            yield ObjectKit(server.bucket(), executor)
 
 
 class Place:

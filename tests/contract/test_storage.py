@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,23 +10,9 @@ import pytest
 
 from downloader.storage import Storage
 from shared.errors import Reason, RetryableError
-from tests.contract.storages import FolderKit, Kit, ObjectKit, other_process, said, staged, tell
-from tests.object_store import Server, environment
+from tests.contract.storages import Kit, other_process, said, staged, tell
 
 KEY = "apibox/ab/task.json"
-
-
-@pytest.fixture(params=["folder", "s3"])
-def kit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
-    """A place, once for each kind of storage; the server is started only where it is asked for."""
-    with ThreadPoolExecutor(4) as executor:
-        if request.param == "folder":
-            yield FolderKit(tmp_path / "files", executor)
-        else:
-            server: Server = request.getfixturevalue("s3_server")
-            for name, value in environment(server.url).items():
-                monkeypatch.setenv(name, value)
-            yield ObjectKit(server.bucket(), executor)
 
 
 @pytest.fixture
