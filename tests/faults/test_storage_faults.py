@@ -90,17 +90,31 @@ def test_a_failing_object_store_is_waited_out(name: str, server: Server, proxy: 
 
 
 def test_what_a_store_damages_is_stored_without_fetching_it_again(server: Server, proxy: Proxy, tmp_path: Path) -> None:
-    """A store that gives back other bytes, once: the file ends stored, and its vendor was asked for it only once."""
+    """A store that gives back other bytes: the file ends stored, and its vendor was asked for it only once."""
     with ObjectHouse(tmp_path / "house", server.bucket(), proxy) as home:
-        proxy.tell(matching=r"GET .*\.wav", times=1, damaged=True)
+        proxy.tell(matching=r"GET .*\.wav", damaged=True)
         (task,) = home.convert({"files": [{"size_bytes": LARGE_BYTES}]})
         wait_for(lambda: logged(home, "message.retry_scheduled", reason="stored_file_differs"), "it is found out")
         assert home.kept("*.json") == []
+        proxy.tell()
         verdict = judge(home, within_s=90)
         recovered = logged(home, "file.recovered")
         (file,) = home.entry(task)["files"]
     assert verdict.problems == ()
-    assert len(recovered) == 1
+    assert recovered
+    assert (file["fetches"], file["bytes_served"]) == (1, file["size_bytes"])
+
+
+def test_what_a_store_damages_once_is_put_again_at_once(server: Server, proxy: Proxy, tmp_path: Path) -> None:
+    """One read that brings other bytes costs one upload more, and no other attempt."""
+    with ObjectHouse(tmp_path / "house", server.bucket(), proxy) as home:
+        proxy.tell(matching=r"GET .*\.wav", times=1, damaged=True)
+        (task,) = home.convert({"files": [{"size_bytes": LARGE_BYTES}]})
+        verdict = judge(home, within_s=90)
+        (file,) = home.entry(task)["files"]
+        retried = logged(home, "message.retry_scheduled")
+    assert verdict.problems == ()
+    assert retried == []
     assert (file["fetches"], file["bytes_served"]) == (1, file["size_bytes"])
 
 
