@@ -1,6 +1,7 @@
 """The disk fails: full, over quota, or unable to sync. Fault 18, for the files and for the embedded queue itself."""
 
 import itertools
+import random
 import re
 import urllib.error
 import urllib.request
@@ -64,12 +65,13 @@ def _left(home: House, disk: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("errno", "reason"), [("EIO", "storage_failed"), ("ENOSPC", "storage_full"), ("EDQUOT", "storage_full")]
 )
-def test_no_failed_sync_is_trusted(house: Build, tmp_path: Path, errno: str, reason: str) -> None:
+def test_no_failed_sync_is_trusted(house: Build, seed: random.Random, tmp_path: Path, errno: str, reason: str) -> None:
     """Whichever sync of a download fails, it is told and tried again on another descriptor, and the file is kept."""
     home = house("embedded")
-    failed = 0
+    threads = _threads(home.process("downloader").pid, _syncing(home, tmp_path / "syncing.trace"), seed)
+    failed, before = 0, len(_acked(home))
     kinds: set[str] = set()
-    for files, thread in enumerate(itertools.islice(_threads(home.process("downloader").pid), 60), 1):
+    for files, thread in enumerate(itertools.islice(threads, 100), 1):
         attempts = len(_settled(home))
         trace = tmp_path / f"{files}.trace"
         with Injection(
@@ -83,7 +85,7 @@ def test_no_failed_sync_is_trusted(house: Build, tmp_path: Path, errno: str, rea
             assert not _reused(calls[line + 1 :], descriptor, path), f"{path} was used after its sync failed"
         failed += bool(injected)
         hasten(home, "wavekeep.downloader")
-        wait_for(partial(_longer, _acked, home, files - 1), "it is stored after all")
+        wait_for(partial(_longer, _acked, home, before + files - 1), "it is stored after all")
         if kinds == _KINDS and failed >= 5:
             break
     told = logged(home, "message.retry_scheduled", queue="wavekeep.downloader")
@@ -96,17 +98,23 @@ def test_no_failed_sync_is_trusted(house: Build, tmp_path: Path, errno: str, rea
     assert kinds == _KINDS
 
 
-def _threads(pid: int) -> Iterator[_Thread]:
-    """Yield all threads of a process at once, then each by itself, again and again.
+def _threads(pid: int, syncing: list[int], rng: random.Random) -> Iterator[_Thread]:
+    """Yield all threads of a process at once, then one of those that sync, again and again.
 
     Strace counts calls by thread. The first sync of all is that of the attempt, and ends it. The first of a single
     thread is an attempt's or a temporary file's, as chance has it; the second that of the folder the latter moves to.
     """
     yield _Thread(pid, alone=False, when=1)
-    for when in itertools.cycle((1, 2)):
-        yield from (
-            _Thread(int(task.name), alone=True, when=when) for task in sorted(Path(f"/proc/{pid}/task").iterdir())
-        )
+    while True:
+        yield _Thread(rng.choice(syncing), alone=True, when=rng.choice((1, 2)))
+
+
+def _syncing(home: House, trace: Path) -> list[int]:
+    """Return the threads that sync something of a few downloads, of which nothing fails."""
+    with Injection(home.process("downloader").pid, "fsync", "error=EIO:when=60000", log=trace) as faults:
+        home.convert({}, {}, {})
+        wait_for(lambda: len(_acked(home)) >= 3, "they are stored")
+        return sorted({int(call.split()[0]) for call in faults.calls if " fsync(" in call})
 
 
 def _kind(home: House, path: str) -> str:
