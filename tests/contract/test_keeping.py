@@ -1,5 +1,6 @@
 """Keeping the house: counting, retention and orphans, on every kind of storage."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -224,3 +225,26 @@ async def test_whether_the_storage_answers_is_known(kit: Kit, tmp_path: Path, mo
         await look()
     await look()
     assert seen == [True, False, True]
+
+
+async def test_a_storage_that_hangs_is_asked_once_and_does_not_count_as_answering(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readiness tells it, and not one thread more waits for it at each look."""
+    place = Place(kit, tmp_path / "staging", retention=False)
+    place.housekeeping._look_every_s = 0.05
+    answers, asked, seen = asyncio.Event(), 0, []
+
+    async def hang() -> None:
+        nonlocal asked
+        asked += 1
+        await answers.wait()
+
+    monkeypatch.setattr(place.storage, "ask", hang)
+    for _ in range(3):
+        await place.housekeeping.look()
+        seen.append(place.housekeeping.storage_answers)
+    answers.set()
+    place.housekeeping._look_every_s = 30.0
+    await place.housekeeping.look()
+    assert (seen, asked, place.housekeeping.storage_answers) == ([False] * 3, 1, True)
