@@ -151,6 +151,7 @@ class Housekeeping:
             self.storage_answers = False
             return 0.0
         asked, self._asking = self._asking, None
+        self.storage_answers = False  # also where a fault of ours is raised now
         self.storage_answers = asked.result()
         return self._look_every_s
 

@@ -219,12 +219,21 @@ async def test_whether_the_storage_answers_is_known(kit: Kit, tmp_path: Path, mo
         raise RetryableError(Reason.STORAGE_FAILED, "503")
 
     await place.storage.start()
+
+    async def fault() -> NoReturn:
+        raise ZeroDivisionError
+
     await look()
     with monkeypatch.context() as broken:
         broken.setattr(place.storage, "ask", fail)
         await look()
     await look()
-    assert seen == [True, False, True]
+    with monkeypatch.context() as broken:
+        broken.setattr(place.storage, "ask", fault)
+        with pytest.raises(ZeroDivisionError):
+            await place.housekeeping.look()
+        seen.append(place.housekeeping.storage_answers)
+    assert seen == [True, False, True, False]
 
 
 async def test_a_storage_that_hangs_is_asked_once_and_does_not_count_as_answering(
